@@ -1,0 +1,1 @@
+"""One module per family of distributions; `director` picks one by the recipe's `family`."""

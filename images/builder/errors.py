@@ -1,0 +1,19 @@
+"""What can go wrong in a build, sorted by who has to act."""
+
+from __future__ import annotations
+
+
+class BuildError(Exception):
+    """A build that cannot go on; the message names the thing, what happened and what to do next."""
+
+
+class RecipeError(BuildError):
+    """The recipe asks for something that cannot be: the site's volunteer changes `field`."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class DiskFull(BuildError):
+    """No space left where the build works or where the store is: the operator makes room."""

@@ -1,0 +1,82 @@
+"""Volatile rules: which paths of an image may change on a running client, and so live in its tmpfs.
+
+One rule per line, `verb path`; a path may hold the globs `*`, `?` and `[…]`, which do not match a `/`:
+
+    copy  /etc              a real copy, writable; of a directory with all that is in it
+    empty /tmp              there and writable, but without the image's content
+    share /etc/ssl/certs    an exception: stays a link into the read-only share
+
+The rule of the longest path wins, of two for one path the later. What no rule names is shared.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from images.builder.errors import RecipeError
+from images.builder.paths import refuse_path
+
+SHARE = "/.ro"
+MOUNT_POINTS = ("/proc", "/sys", "/dev", "/run", SHARE)
+
+
+class Verb(StrEnum):
+    """What happens to a path of the image in the root of a client."""
+
+    COPY = "copy"
+    EMPTY = "empty"
+    SHARE = "share"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One volatile rule; `str(rule)` is the line it came from, in its canonical form."""
+
+    verb: Verb
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.path}"
+
+    @property
+    def is_glob(self) -> bool:
+        return re.search(r"[*?[]", self.path) is not None
+
+    @classmethod
+    def parse(cls, line: str) -> Rule:
+        """Read one line. Raises RecipeError with the line in it."""
+        verb, _, path = line.strip().partition(" ")
+        path = path.strip()
+        if verb not in list(Verb):
+            raise RecipeError("volatile", f"{line!r} does not start with copy, empty or share")
+        if problem := refuse_path(path):
+            raise RecipeError("volatile", f"{line!r}: {problem}")
+        if any(path == point or path.startswith(f"{point}/") for point in MOUNT_POINTS):
+            raise RecipeError("volatile", f"{line!r}: {path} is not the image's, it is mounted over at boot")
+        return cls(Verb(verb), path)
+
+
+def parse_rules(text: str) -> tuple[Rule, ...]:
+    """Read a text of lines; blank lines and those that start with # do not count."""
+    lines = (line.strip() for line in text.splitlines())
+    return tuple(Rule.parse(line) for line in lines if line and not line.startswith("#"))
+
+
+# What a Debian system writes to, and the big parts of it that only a package manager writes.
+DEBIAN = parse_rules("""
+copy /etc
+share /etc/ssl/certs
+copy /root
+copy /var
+share /var/cache/debconf
+share /var/lib/apt
+share /var/lib/dpkg
+share /var/lib/flatpak
+empty /tmp
+empty /mnt
+empty /media
+""")
+
+DEFAULTS = {"debian": DEBIAN}
