@@ -1,0 +1,224 @@
+"""Packs the one initrd of all classes: busybox, our scripts, network drivers and the daemon.
+
+Only the kernel decides what is in it: the modules come from the tree it will boot, closed over their
+dependencies by depmod's own data. Everything else (class, version, user) is asked for at boot.
+"""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from images.builder.cpio import Archive
+from images.builder.errors import BuildError
+from images.builder.run import Runner
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "initrd"
+DIRECTORIES = (
+    "bin", "dev", "fleet", "fleet/agent", "lib", "lib/firmware", "lib/modules",
+    "proc", "root", "run", "sbin", "sys",
+)  # fmt: skip
+# What our scripts call. The kernel itself calls /sbin/modprobe for protocols and PHY drivers.
+APPLETS = (
+    "cat", "chmod", "chown", "cp", "cpio", "cut", "ip", "kill", "ln", "mkdir", "modprobe", "mount", "reboot",
+    "rm", "setsid", "sh", "sha256sum", "sleep", "stat", "switch_root", "sync", "timeout", "tr", "udhcpc",
+    "uname", "usleep", "wget",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Initrd:
+    """What was packed: module names in load order, and the size of the result in bytes."""
+
+    modules: tuple[str, ...]
+    bytes: int
+
+
+def build(tree: Path, kernel_release: str, daemon: Path, output: Path, run: Runner) -> Initrd:
+    """Write the initrd for the kernel `kernel_release` of `tree` to `output`: zstd, always the same bytes.
+
+    `daemon` is the directory of the agent (with its `units/`); it lands in the initrd's /fleet/agent.
+    """
+    modules_dir = tree / "lib/modules" / kernel_release
+    if not (modules_dir / "modules.dep").is_file():
+        raise BuildError(f"{modules_dir} has no modules.dep: install kernel {kernel_release} and run depmod.")
+    modules = closure(kernel_release, modules_dir, (SCRIPTS / "modules").read_text())
+    with tempfile.TemporaryDirectory(prefix="initrd-", dir=output.parent) as scratch:
+        plain = Path(scratch, "initrd.cpio")
+        with plain.open("wb") as stream, Archive(stream) as archive:
+            for name in DIRECTORIES:
+                archive.directory(name)
+            _pack_programs(archive, run)
+            _pack_tree(archive, daemon, "fleet/agent")
+            _pack_modules(archive, modules_dir, kernel_release, modules)
+            _pack_firmware(archive, tree, modules_dir, modules, run)
+        run(["zstd", "--quiet", "--force", "-9", str(plain), "-o", str(output)])
+    return Initrd(tuple(_name(path) for path in modules), output.stat().st_size)
+
+
+def wanted(listing: str) -> list[tuple[str, bool]]:
+    """Module names of `images/initrd/modules`, each with whether a boot cannot do without it."""
+    lines = (line.strip() for line in listing.splitlines())
+    return [(line.lstrip("!"), line.startswith("!")) for line in lines if line and not line.startswith("#")]
+
+
+def closure(release: str, modules_dir: Path, listing: str) -> dict[str, list[str]]:
+    """Path of each module (below `modules_dir`) → what must be loaded before it, in load order.
+
+    Follows depmod's modules.dep and the "pre" part of its modules.softdep, which busybox's modprobe ignores.
+    The keys are in load order too. Raises BuildError for a module marked "!" that this kernel does not have.
+    """
+    needs: dict[str, list[str]] = {}
+    for line in (modules_dir / "modules.dep").read_text().splitlines():
+        path, _, others = line.partition(":")
+        needs[path] = others.split()[::-1]  # modules.dep lists what comes first last
+    paths = {_canonical(_name(path)): path for path in needs}
+    built_in = {
+        _canonical(_name(line)) for line in (modules_dir / "modules.builtin").read_text().splitlines()
+    }
+    soft = _soft_dependencies(modules_dir / "modules.softdep")
+    found: dict[str, list[str]] = {}
+
+    def visit(path: str) -> None:
+        if path in found:
+            return
+        before = [paths[name] for name in soft.get(_canonical(_name(path)), ()) if name in paths]
+        order: dict[str, None] = {}
+        for other in [*needs[path], *before]:
+            visit(other)
+            order.update(dict.fromkeys([*found[other], other]))
+        found[path] = list(order)
+
+    for name, required in wanted(listing):
+        if _canonical(name) in paths:
+            visit(paths[_canonical(name)])
+        elif required and _canonical(name) not in built_in:
+            raise BuildError(f"Kernel {release} has no module {name}, which no client can boot without.")
+    return found
+
+
+def _soft_dependencies(path: Path) -> dict[str, list[str]]:
+    """Canonical module name → canonical names to load before it (lines "softdep r8169 pre: realtek")."""
+    result: dict[str, list[str]] = {}
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        words = line.split()
+        if words[:1] == ["softdep"] and "pre:" in words:
+            rest = words[words.index("pre:") + 1 :]
+            names = rest[: rest.index("post:")] if "post:" in rest else rest
+            result[_canonical(words[1])] = [_canonical(name) for name in names]
+    return result
+
+
+def _name(path: str) -> str:
+    return Path(path).name.partition(".ko")[0]
+
+
+def _canonical(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _pack_programs(archive: Archive, run: Runner) -> None:
+    """busybox with a link per applet, and the scripts: `init` at the root, the others in /fleet."""
+    found = shutil.which("busybox")
+    if found is None or not _is_static(Path(found)):
+        raise BuildError("The initrd needs a static busybox: install the Debian package busybox-static.")
+    missing = set(APPLETS) - set(run([found, "--list"]).split())
+    if missing:
+        raise BuildError(
+            f"{found} has no applet {', '.join(sorted(missing))}: install Debian's busybox-static."
+        )
+    archive.file("bin/busybox", Path(found), 0o755)
+    for applet in APPLETS:
+        archive.symlink(f"bin/{applet}", "busybox")
+    archive.symlink("sbin/modprobe", "../bin/busybox")
+    for script in sorted(SCRIPTS.iterdir()):
+        if script.name == "init":
+            archive.file("init", script, 0o755)
+        elif script.name != "modules" and not script.name.startswith("."):
+            archive.file(f"fleet/{script.name}", script, 0o755 if script.read_bytes()[:2] == b"#!" else 0o644)
+
+
+def _is_static(program: Path) -> bool:
+    """An ELF file for 64 bit, little endian, that asks for no interpreter (no PT_INTERP program header)."""
+    content = program.read_bytes()
+    if content[:6] != b"\x7fELF\x02\x01":
+        return False
+    (offset,) = struct.unpack_from("<Q", content, 32)
+    size, count = struct.unpack_from("<HH", content, 54)
+    return all(struct.unpack_from("<I", content, offset + i * size) != (3,) for i in range(count))
+
+
+def _pack_tree(archive: Archive, source: Path, name: str) -> None:
+    """A directory of plain files, without what Python caches beside them; `name` exists already."""
+    for path in sorted(source.iterdir()):
+        if path.name == "__pycache__":
+            continue
+        if path.is_symlink():
+            archive.symlink(f"{name}/{path.name}", str(path.readlink()))
+        elif path.is_dir():
+            archive.directory(f"{name}/{path.name}")
+            _pack_tree(archive, path, f"{name}/{path.name}")
+        else:
+            archive.file(f"{name}/{path.name}", path, 0o755 if path.stat().st_mode & 0o100 else 0o644)
+
+
+def _pack_modules(archive: Archive, modules_dir: Path, release: str, modules: dict[str, list[str]]) -> None:
+    """The modules decompressed (busybox reads no zstd), with the two tables busybox's modprobe reads."""
+    base = f"lib/modules/{release}"
+    archive.directory(base)
+    for name in _parents(modules):
+        archive.directory(f"{base}/{name}")
+    for path in sorted(modules):
+        archive.file(f"{base}/{_plain(path)}", _decompressed(modules_dir / path))
+    dependencies = "".join(
+        f"{_plain(path)}: {' '.join(_plain(first) for first in reversed(modules[path]))}".rstrip() + "\n"
+        for path in sorted(modules)
+    )
+    archive.file(f"{base}/modules.dep", dependencies.encode())
+    names = {_canonical(_name(path)) for path in modules}
+    aliases = (modules_dir / "modules.alias").read_text().splitlines(keepends=True)
+    kept = [line for line in aliases if _canonical(line.split()[-1]) in names and line.startswith("alias ")]
+    archive.file(f"{base}/modules.alias", "".join(kept).encode())
+
+
+def _pack_firmware(
+    archive: Archive, tree: Path, modules_dir: Path, modules: dict[str, list[str]], run: Runner
+) -> None:
+    """The firmware files these modules name, as far as the tree has them."""
+    named = run(["modinfo", "-F", "firmware", *(str(modules_dir / path) for path in sorted(modules))])
+    present: dict[str, Path] = {}
+    for name in sorted(set(named.split())):
+        for suffix in ("", ".xz", ".zst"):  # the kernel looks for the compressed ones itself
+            path = tree / "lib/firmware" / (name + suffix)
+            if path.is_file():
+                present[name + suffix] = path
+    for directory in _parents(present):
+        archive.directory(f"lib/firmware/{directory}")
+    for name, path in present.items():
+        archive.file(f"lib/firmware/{name}", path.read_bytes())
+
+
+def _parents(names: Iterable[str]) -> list[str]:
+    """All directories above these relative names, each after its own parent."""
+    return sorted({str(parent) for name in names for parent in Path(name).parents if str(parent) != "."})
+
+
+def _plain(path: str) -> str:
+    return path.partition(".ko")[0] + ".ko"
+
+
+def _decompressed(path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.suffix == ".xz":
+        return lzma.decompress(content)
+    if path.suffix == ".gz":
+        return gzip.decompress(content)
+    if path.suffix != ".ko":
+        raise BuildError(f"{path} is packed in a way the builder cannot read ({path.suffix}).")
+    return content

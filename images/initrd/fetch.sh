@@ -1,0 +1,65 @@
+# shellcheck shell=sh disable=SC2034,SC2154 # its variables come from init or go there
+# Fetches artefacts by their digest. Reads: server.
+
+# room BYTES: make /run big enough for what is fetched into it, and leave a fifth of the memory for the rest.
+room() {
+    available_kib=0
+    while read -r key value _; do
+        [ "$key" != MemAvailable: ] || available_kib=$value
+    done </proc/meminfo
+    mib=$(($1 / 1048576 + 1))
+    [ "$mib" -lt $((available_kib * 4 / 5120)) ] ||
+        fail fetch no-space "This version needs $mib MiB of memory, this PC has $((available_kib / 1024)) MiB free."
+    mount -o "remount,size=$((mib + available_kib / 5120))m" /run
+}
+
+# fetch WHAT DIGEST BYTES FILE: the artefact is in FILE and is what the plan says, or this PC does not boot it.
+fetch() {
+    for round in 1 2; do
+        download "$1" "$server/store/$2" "$3" "$4"
+        digest=$(sha256sum <"$4")
+        [ "${digest%% *}" != "$2" ] || return 0
+        rm "$4"
+        say "The $1 that came is not the one of the boot plan (sha256 ${digest%% *}), round $round of 2."
+    done
+    fail verify digest-mismatch "The $1 of $plan_version is damaged on its way or on the server: sha256 is ${digest%% *}, not $2."
+}
+
+# download WHAT URL BYTES FILE: resumes what was broken off; gives up after six tries that brought nothing.
+download() {
+    tries=0
+    size=0
+    while :; do
+        transfer "$2" "$4"
+        before=$size
+        size=$(stat -c %s "$4" 2>/dev/null) || size=0
+        [ "$size" -lt "$3" ] || return 0
+        [ "$size" -eq "$before" ] || tries=0
+        tries=$((tries + 1))
+        if [ "$tries" -gt 6 ]; then
+            [ "$size" -eq 0 ] || fail fetch short "The $1 has $3 bytes, the server gave $size."
+            fail fetch unreachable "The $1 could not be fetched from $server."
+        fi
+        read -r answer </run/fleet/answer || answer="broken off"
+        say "The $1: $size of $3 bytes (${answer#wget: }); going on, try $tries of 6."
+        pause "$tries"
+    done
+}
+
+# transfer URL FILE: one connection. Debian's wget applet has no time limit: a watch ends one that stands still.
+transfer() {
+    wget -q -c -O "$2" "$1" 2>/run/fleet/answer &
+    transfer=$!
+    (
+        size=-1
+        while sleep 15; do
+            now=$(stat -c %s "$2" 2>/dev/null) || now=0
+            [ "$now" != "$size" ] || kill "$transfer"
+            size=$now
+        done
+    ) &
+    watch=$!
+    wait "$transfer"
+    kill "$watch"
+    wait "$watch" 2>/dev/null
+}

@@ -1,0 +1,57 @@
+# shellcheck shell=sh disable=SC2034,SC2154 # its variables come from init or go there
+# Fits the new root to this client and hands over. Reads: the plan_* variables, mac, interface.
+
+# home: the user's home is the template under a layer of its own that a cycle throws away.
+home() {
+    mkdir -p /run/fleet/home/template /run/fleet/home/upper
+    mount -t squashfs -o loop,ro,nodev,nosuid /run/fleet/home.squashfs /run/fleet/home/template &&
+        mount -t tmpfs -o "mode=0700,nodev,nosuid,size=$plan_home_percent%" home /run/fleet/home/upper ||
+        return
+    mkdir /run/fleet/home/upper/upper /run/fleet/home/upper/work
+    # An overlay's top directory is the upper one: it has to look like the template's.
+    chown "$(stat -c %u:%g /run/fleet/home/template)" /run/fleet/home/upper/upper
+    chmod "$(stat -c %a /run/fleet/home/template)" /run/fleet/home/upper/upper
+    [ ! -L /newroot/home ] || rm /newroot/home
+    [ ! -L "/newroot/home/$plan_user" ] || rm "/newroot/home/$plan_user"
+    mkdir -p "/newroot/home/$plan_user"
+    mount -t overlay -o "nodev,nosuid,lowerdir=/run/fleet/home/template,upperdir=/run/fleet/home/upper/upper,workdir=/run/fleet/home/upper/work" \
+        home "/newroot/home/$plan_user"
+}
+
+# identity: host name, machine id (the client's own, the same at each boot) and name service.
+identity() {
+    rm -f /newroot/etc/hostname /newroot/etc/machine-id /newroot/etc/resolv.conf
+    echo "$plan_name" >/newroot/etc/hostname
+    printf '127.0.0.1 localhost\n127.0.1.1 %s\n' "$plan_name" >/run/fleet/hosts
+    [ -e /newroot/etc/hosts ] || ln -s /run/fleet/hosts /newroot/etc/hosts
+    machine_id=$(echo "$plan_client" | tr -d -)
+    case $machine_id in *[!0-9a-f]*) ;; ????????????????????????????????) echo "$machine_id" >/newroot/etc/machine-id ;; esac
+    # Follows the lease, see fleet-lease.service.
+    ln -s /run/fleet/resolv.conf /newroot/etc/resolv.conf
+}
+
+# units: the daemon with its units, and what systemd must know of a root that has no disk.
+units() {
+    mkdir -p /run/systemd/system/multi-user.target.wants /run/systemd/system-generators /run/systemd/network
+    cp -a /fleet/agent /run/fleet/agent
+    cp -a /run/fleet/agent/units/. /run/systemd/system/
+    cp /fleet/fleet-lease.service /run/systemd/system/
+    cp /fleet/lease /run/fleet/bin/
+    for unit in fleet-agent fleet-lease; do
+        ln -s "../$unit.service" /run/systemd/system/multi-user.target.wants/
+    done
+    # It looks for a disk behind /usr and stumbles over the symlinks.
+    ln -s /dev/null /run/systemd/system-generators/systemd-gpt-auto-generator
+    # Newer kernels let udev rename an interface that is up; the lease is kept by its name.
+    printf '[Match]\nMACAddress=%s\n[Link]\nName=%s\n' "$mac" "$interface" >/run/systemd/network/00-fleet.link
+    echo "user=$plan_user" >/run/fleet/user
+}
+
+handover() {
+    for point in dev proc sys run; do
+        mount --move "/$point" "/newroot/$point"
+    done
+    # It must be the first process that does it.
+    trap - EXIT
+    exec switch_root /newroot /sbin/init
+}
