@@ -94,7 +94,7 @@ class Lan:
         os.close(self._namespace)
 
     def _start_dnsmasq(self, bootfile: str) -> subprocess.Popen[bytes]:
-        process = self.start(
+        return self.start(
             [
                 *("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--user=root"),
                 *("--interface=server", "--bind-interfaces", "--pid-file=", "--log-facility=-"),
@@ -112,7 +112,6 @@ class Lan:
             ],
             self._directory / "dnsmasq.log",
         )
-        return process
 
     def _listen(self, port: int) -> socket.socket:
         self._setns()
@@ -200,6 +199,6 @@ def _new_namespace() -> int:
 
 
 def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call it in a thread that ends with the call: a thread that changed its namespace cannot be used again."""
+    """Call it in a thread of its own: one that changed its namespace cannot be used again."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         return thread.submit(function, *args, **kwargs).result()

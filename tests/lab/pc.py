@@ -51,7 +51,7 @@ class Pc:
         cpus: int = 2,
         extra: Sequence[str] = (),
     ) -> None:
-        """`gpu` is a key of GPUS or several, the first one shows the screen; `extra` goes to QEMU as it is."""
+        """`gpu`: a key of GPUS, or several, the first shows the screen. `extra` goes to QEMU as it is."""
         digest = hashlib.sha256(name.encode()).digest()
         self.name = name
         self.mac = "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])

@@ -22,8 +22,8 @@ def need(program: str, package: str) -> None:
 class Keeper:
     """Starts processes from one thread that lives as long as the lab.
 
-    The kernel sends the parent-death signal when the *thread* that started a process ends, so a PC booted from
-    a short-lived thread would die with that thread.
+    The kernel sends the parent-death signal when the *thread* that started a process ends, so a PC booted
+    from a short-lived thread would die with that thread.
     """
 
     def __init__(self) -> None:
