@@ -1,1 +1,1 @@
-"""From a recipe to a version: an island without Django. `director.build` is the way in; see docs/builder.md."""
+"""From a recipe to a version: an island without Django. The way in is `director.build`."""

@@ -40,7 +40,7 @@ class RecipeFile:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A shell script (`sh -eu`) run as root in the finished chroot; its name is for people and for the log."""
+    """A shell script (`sh -eu`) run as root in the finished chroot; its name is for people."""
 
     name: str
     script: str
@@ -81,6 +81,8 @@ class Recipe:
             _refuse("files", refuse_path(file.path) or ("it is a directory" if file.path == "/" else ""))
             if any(file.path == point or file.path.startswith(f"{point}/") for point in MOUNT_POINTS):
                 raise RecipeError("files", f"{file.path} would not be seen: it is mounted over at boot")
+            if file.path.startswith(f"/home/{self.user}/"):
+                raise RecipeError("files", f"{file.path} is in the home of the user: put it into home_files")
         for file in self.home_files:
             _refuse("home_files", refuse_relative(file.path))
         for field, files in (("files", self.files), ("home_files", self.home_files)):

@@ -14,10 +14,12 @@ PREFIX = "scratch-"
 
 
 @contextmanager
-def scratch(parent: Path) -> Iterator[Path]:
+def scratch(parent: Path, *, keep: bool = False) -> Iterator[Path]:
     """A new empty directory below `parent`, removed when the context is left in whatever way.
 
-    Its owner holds a lock on it, which the kernel lets go of even at kill -9: that tells `sweep` what is left.
+    With `keep` it stays until the next `sweep`, for a person who wants to look.
+
+    Its owner holds a lock on it, which the kernel drops even at kill -9: that tells `sweep` what is left.
     """
     parent.mkdir(parents=True, exist_ok=True)
     guard = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -32,7 +34,8 @@ def scratch(parent: Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        shutil.rmtree(path)
+        if not keep:
+            shutil.rmtree(path)
         os.close(lock)
 
 

@@ -41,7 +41,7 @@ class Store:
         self.ingest.mkdir(exist_ok=True)
 
     def scratch(self) -> AbstractContextManager[Path]:
-        """A directory on the store's file system to write a coming artefact in, so that `put` need not copy."""
+        """A directory on the store's file system to write an artefact in, so that `put` need not copy."""
         return scratch.scratch(self.ingest)
 
     def path(self, sha256: str) -> Path:
@@ -51,7 +51,7 @@ class Store:
         return self.objects / sha256[:2] / sha256
 
     def put(self, path: Path) -> Artefact:
-        """Take the file over: it is gone from `path` and durable in the store. A second put of it is harmless.
+        """Take the file over: it is gone from `path` and durable in the store. A second put is harmless.
 
         Raises DiskFull (the store is as before) when there is no room for it.
         """

@@ -1,0 +1,72 @@
+"""Build from the command line: `python -m images.builder recipe.json --work … --store …`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from images.builder.director import Context, build, sweep_up
+from images.builder.errors import BuildError
+from images.builder.recipe import Recipe
+from images.builder.store import Store
+
+DAEMON = Path(__file__).resolve().parents[2] / "agents" / "daemon"
+
+
+class Terminal:
+    """Prints the steps of a build to standard error: title, command, output if wanted, seconds."""
+
+    def __init__(self, *, verbose: bool) -> None:
+        self._verbose = verbose
+
+    @contextmanager
+    def step(self, name: str, title: str) -> Iterator[Terminal]:
+        started = time.monotonic()
+        print(f"▸ {title} ({name})", file=sys.stderr)
+        yield self
+        print(f"  {name}: {time.monotonic() - started:.1f} s", file=sys.stderr)
+
+    def command(self, argv: Sequence[str]) -> None:
+        print(f"  $ {shlex.join(argv)}", file=sys.stderr)
+
+    def output(self, text: str) -> None:
+        if self._verbose:
+            sys.stderr.write(f"    {text}")
+
+    def exited(self, exit_code: int) -> None:
+        if exit_code:
+            print(f"  ended with {exit_code}", file=sys.stderr)
+
+    def progress(self, done: int, total: int) -> None:
+        """The terminal shows whole steps only."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m images.builder", description=__doc__)
+    parser.add_argument("recipe", type=Path, help="a recipe as JSON")
+    parser.add_argument("--work", type=Path, required=True, help="scratch directory")
+    parser.add_argument("--store", type=Path, required=True, help="the store of artefacts")
+    parser.add_argument("--epoch", type=int, default=0, help="no time in the version is later (s)")
+    parser.add_argument("--keep", action="store_true", help="leave the tree in the scratch directory")
+    parser.add_argument("--verbose", action="store_true", help="show the output of commands")
+    arguments = parser.parse_args()
+    context = Context(arguments.work, Store(arguments.store), DAEMON, arguments.epoch, arguments.keep)
+    sweep_up(context)
+    try:
+        recipe = Recipe.from_dict(json.loads(arguments.recipe.read_text()))
+        manifest = build(recipe, context, Terminal(verbose=arguments.verbose))
+    except BuildError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps({"digest": manifest.digest, **manifest.to_dict()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""What a diskless client can do without, and what would make two builds of one recipe differ.
+
+Nothing a user could ask for goes away: manuals, locales and every program stay. What goes is work at boot
+that has no meaning without a disk, and traces of the build.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from images.builder.chroot import inside
+
+# They look after a disk, a package database or a first boot; on a client each is forgotten at power-off.
+UNITS = (
+    "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
+    "e2scrub_reap.service", "fstrim.timer", "man-db.timer", "systemd-firstboot.service",
+    "systemd-journal-flush.service", "systemd-pstore.service", "systemd-random-seed.service",
+    "systemd-remount-fs.service",
+)  # fmt: skip
+
+# Generator → the file that gives it work; "" is for those that only ever look at disks and boot loaders.
+# Each costs a process before the first unit starts.
+GENERATORS = {
+    "systemd-bless-boot-generator": "",
+    "systemd-cryptsetup-generator": "/etc/crypttab",
+    "systemd-fstab-generator": "/etc/fstab",
+    "systemd-gpt-auto-generator": "",
+    "systemd-hibernate-resume-generator": "",
+    "systemd-integritysetup-generator": "/etc/integritytab",
+    "systemd-rc-local-generator": "/etc/rc.local",
+    "systemd-system-update-generator": "",
+    "systemd-veritysetup-generator": "/etc/veritytab",
+}
+
+_JOURNAL = "[Journal]\nStorage=volatile\nRuntimeMaxUse=32M\n"
+
+# Emptied below, kept themselves. /dev, /proc, /run and /sys are mounted over.
+EMPTIED = (
+    "dev", "proc", "run", "sys", "tmp", "var/tmp", "var/cache/apt", "var/cache/ldconfig", "var/lib/apt/lists",
+    "var/log/apt",
+)  # fmt: skip
+REMOVED = (
+    "etc/passwd-", "etc/group-", "etc/shadow-", "etc/gshadow-", "etc/subuid-", "etc/subgid-", "etc/.pwd.lock",
+    "etc/apt/apt.conf.d/99mmdebstrap", "initrd.img", "initrd.img.old", "vmlinuz", "vmlinuz.old",
+    "var/cache/debconf/config.dat-old", "var/cache/debconf/templates.dat-old",
+    "var/lib/dbus/machine-id", "var/lib/dpkg/available-old", "var/lib/dpkg/diversions-old",
+    "var/lib/dpkg/status-old", "var/lib/dpkg/statoverride-old", "var/lib/dpkg/lock",
+    "var/lib/dpkg/lock-frontend", "var/lib/dpkg/triggers/Lock", "var/lib/systemd/random-seed",
+    "var/log/bootstrap.log", "var/log/dpkg.log", "var/log/alternatives.log",
+)  # fmt: skip
+
+
+def trim(tree: Path, epoch: int) -> None:
+    """Trim the tree; all times after `epoch` (s) are set back to it by squashfs and cpio, not here."""
+    for unit in UNITS:
+        _mask(tree, f"/etc/systemd/system/{unit}")
+    for generator, work in GENERATORS.items():
+        if not (work and _has_lines(inside.locate(tree, work))):
+            _mask(tree, f"/etc/systemd/system-generators/{generator}")
+    inside.write(tree, "/etc/systemd/journald.conf.d/stateless.conf", _JOURNAL)
+    for name in EMPTIED:
+        _empty(inside.locate(tree, f"/{name}"))
+    for name in REMOVED:
+        (tree / name).unlink(missing_ok=True)
+    shutil.rmtree(tree / "var/log/journal", ignore_errors=True)  # its ACLs fit into no squashfs
+    for log in _files(tree / "var/log"):
+        os.truncate(log, 0)
+    # Empty, not missing: systemd then makes an id of its own at boot without taking it for a first boot,
+    # which would enable and disable units by preset (machine-id(5)).
+    inside.write(tree, "/etc/machine-id", "", 0o444)
+    if (tree / "var/lib/dbus").is_dir():
+        (tree / "var/lib/dbus/machine-id").symlink_to("/etc/machine-id")
+    # The initrd writes it anew; a link to a resolver's /run would make that write go nowhere.
+    (tree / "etc/resolv.conf").unlink(missing_ok=True)
+    inside.write(tree, "/etc/resolv.conf", "")
+    _stamp(tree, epoch)
+
+
+def _stamp(tree: Path, epoch: int) -> None:
+    """Say that nothing is newer in /usr than in /etc and /var (systemd.unit(5), ConditionNeedsUpdate).
+
+    Otherwise ldconfig, the hwdb, the journal's catalogue and sysusers would be made anew at every boot.
+    """
+    for name in ("etc/.updated", "var/.updated"):
+        (tree / name).write_text("")
+        os.utime(tree / name, (epoch, epoch))
+    os.utime(tree / "usr", (epoch, epoch))
+
+
+def _mask(tree: Path, path: str) -> None:
+    target = inside.locate(tree, os.path.dirname(path)) / os.path.basename(path)  # noqa: PTH119, PTH120
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists() and not target.is_symlink():
+        target.symlink_to("/dev/null")
+
+
+def _has_lines(path: Path) -> bool:
+    """Whether a configuration file says anything."""
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    return any(line.strip() and not line.lstrip().startswith("#") for line in lines)
+
+
+def _empty(directory: Path) -> None:
+    if not directory.is_dir():
+        return
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    """Regular files below, links not followed."""
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            yield path

@@ -1,0 +1,167 @@
+"""The order of the steps: from a recipe to a version in the store."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from images.builder import initrd, rootplan, squashfs
+from images.builder.chroot import debian
+from images.builder.errors import BuildError, DiskFull, RecipeError
+from images.builder.manifest import PARTS, Manifest
+from images.builder.recipe import Recipe
+from images.builder.run import CommandFailed, Runner
+from images.builder.scratch import scratch, sweep
+from images.builder.steps import Step, Steps
+from images.builder.store import Store
+from images.builder.tree import listing
+
+FAMILIES = {"debian": debian}
+_FULL = ("No space left on device", "Disk quota exceeded", "don't have enough free space")
+_NEARLY_NOTHING = 1 << 20  # bytes; what programs that hide the reason leave free on a full disk
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Where a build happens."""
+
+    work: Path  # scratch space; wants about four times the size of the unpacked packages
+    store: Store
+    daemon: Path  # the directory agents/daemon, packed into the initrd
+    epoch: int = 0  # SOURCE_DATE_EPOCH: no time in the version is later (s)
+    keep: bool = False  # leave the tree in `work` until the next sweep, for a person who replays a command
+
+
+def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
+    """Build a version: complete in the store when this returns, not there when it raises.
+
+    Raises RecipeError (the recipe cannot be built), DiskFull (make room), CommandFailed or another BuildError.
+    Needs root.
+    """
+    family = FAMILIES[recipe.family]
+    with (
+        _disk_full(context),
+        scratch(context.work, keep=context.keep) as work,
+        context.store.scratch() as ready,
+    ):
+        build = _Build(steps, {"SOURCE_DATE_EPOCH": str(context.epoch)})
+        tree, home = work / "tree", work / "home"
+        with build.step(
+            "bootstrap", f"Install Debian {recipe.suite} and {len(recipe.packages)} packages"
+        ) as run:
+            family.bootstrap(recipe, tree, run)
+        with build.step("configure", f"Put in {len(recipe.files)} files, make user {recipe.user}") as run:
+            family.configure(recipe, tree, run)
+        for number, hook in enumerate(recipe.hooks, 1):
+            with build.step(f"hook-{number}", f"Run the hook {hook.name!r}") as run:
+                family.hook(hook, tree, run)
+        with build.step("finish", "Make it a diskless client's") as run:
+            packages = family.packages(tree, run)
+            family.finish(tree, context.epoch)
+            release = _take_kernel(tree, ready / "kernel")
+            _take_home(tree / "home" / recipe.user, home)
+            entries = listing(tree)
+        with build.step("root", "Pack the read-only root") as run:
+            # The slowest of what is left; the others fit beside it.
+            packing = run.start(squashfs.command(tree, ready / "root", context.epoch))
+            with packing:
+                with build.step("plan", "Compute the root plan from the volatile rules"):
+                    plan = rootplan.plan(entries, recipe.volatile, [f"/home/{recipe.user}"])
+                    rootplan.archive(plan, tree, ready / "plan", context.epoch)
+                with build.step("home", "Pack the home template") as run:
+                    home_program = str(context.daemon / "home.py")
+                    home_digest = run([sys.executable, home_program, "digest", str(home)]).strip()
+                    squashfs.pack(home, ready / "home", run, context.epoch)
+                with build.step("initrd", f"Pack the initrd for kernel {release}") as run:
+                    initrd.build(tree, release, context.daemon, ready / "initrd", run)
+                packing.finish()
+        with build.step("store", "Put the version into the store"):
+            artefacts = {part: context.store.put(ready / part) for part in PARTS}
+            manifest = Manifest(
+                **artefacts,
+                home_digest=home_digest,
+                kernel_release=release,
+                packages=packages,
+                volatile=plan.summary(),
+                unpacked_bytes=sum(entry.size for entry in entries),
+            )
+            (ready / "manifest").write_bytes(manifest.to_json())
+            context.store.put(ready / "manifest")
+    return manifest
+
+
+def sweep_up(context: Context) -> list[Path]:
+    """Remove what builds that were killed left behind; builds under way are not touched. Returns what went."""
+    return [*sweep(context.work), *context.store.sweep()]
+
+
+@dataclass(frozen=True, slots=True)
+class _Build:
+    steps: Steps
+    environment: dict[str, str]
+
+    @contextmanager
+    def step(self, name: str, title: str) -> Iterator[Runner]:
+        with self.steps.step(name, title) as step:
+            yield self._runner(step)
+
+    def _runner(self, step: Step) -> Runner:
+        return Runner(step, self.environment)
+
+
+def _take_kernel(tree: Path, output: Path) -> str:
+    """Move the kernel out of the tree, where clients have no use for it; returns its release."""
+    kernels = sorted((tree / "boot").glob("vmlinuz-*"))
+    if len(kernels) != 1:
+        names = ", ".join(kernel.name for kernel in kernels) or "none"
+        raise RecipeError("packages", f"an image has exactly one kernel, this one has {names}")
+    release = kernels[0].name.removeprefix("vmlinuz-")
+    shutil.move(kernels[0], output)
+    for left in (tree / "boot").glob(f"*{release}"):
+        if left.name.startswith(("System.map", "initrd.img")):
+            left.unlink()
+    return release
+
+
+def _take_home(home: Path, output: Path) -> None:
+    """Move the home out of the tree; an empty directory of the same owner and mode stays as mount point."""
+    if not home.is_dir() or home.is_symlink():
+        raise BuildError(f"/home/{home.name} is no directory any more: a hook moved the home of the user")
+    status = home.stat()
+    home.rename(output)
+    home.mkdir()
+    os.chown(home, status.st_uid, status.st_gid)
+    home.chmod(stat.S_IMODE(status.st_mode))
+
+
+@contextmanager
+def _disk_full(context: Context) -> Iterator[None]:
+    """Tell a full disk from other failures; programs say it in their output, in words of their own, or not."""
+    places = (context.work, context.store.root)
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull(_no_space(places, str(error))) from error
+    except CommandFailed as error:
+        nearly = any(place.is_dir() and shutil.disk_usage(place).free < _NEARLY_NOTHING for place in places)
+        if not nearly and not any(words in error.output for words in _FULL):
+            raise
+        raise DiskFull(_no_space(places, str(error))) from error
+
+
+def _no_space(places: tuple[Path, ...], what: str) -> str:
+    free = ", ".join(
+        f"{place} has {shutil.disk_usage(place).free / rootplan.MIB:.0f} MiB free"
+        for place in places
+        if place.is_dir()
+    )
+    return f"the disk was full during the build ({free} now); make room and build again. {what}"

@@ -1,0 +1,68 @@
+"""What a build leaves: the artefacts of a version and what is known of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from images.builder.chroot.debian import Package
+from images.builder.recipe import canonical_json
+from images.builder.store import Artefact, Store
+
+PARTS = ("kernel", "initrd", "root", "plan", "home")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A version: `digest` is the SHA-256 of its canonical JSON, which is itself an artefact of the store."""
+
+    kernel: Artefact
+    initrd: Artefact
+    root: Artefact  # squashfs, what clients mount at /.ro
+    plan: Artefact  # cpio newc, what clients unpack into their tmpfs
+    home: Artefact  # squashfs of the user's home
+    home_digest: str  # tree digest (docs/protocol.md) of the home
+    kernel_release: str
+    packages: tuple[Package, ...]
+    volatile: Mapping[str, int]  # directories, copies, symlinks; bytes copied
+    unpacked_bytes: int  # of the files in the root before they were packed
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes by part, and `unpacked`, the files of the root before they were packed."""
+        parts = {part: artefact.bytes for part, artefact in self.artefacts().items()}
+        return {**parts, "unpacked": self.unpacked_bytes}
+
+    def artefacts(self) -> dict[str, Artefact]:
+        """The artefact of each part."""
+        return {part: getattr(self, part) for part in PARTS}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "packages": [list(asdict(package).values()) for package in self.packages]}
+
+    def to_json(self) -> bytes:
+        """Canonical JSON: what the digest is of."""
+        return canonical_json(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Manifest:
+        """Read what `to_dict` gave."""
+        values = dict(data)
+        values.update({part: Artefact(**values[part]) for part in PARTS})
+        values["packages"] = tuple(Package(*row) for row in values["packages"])
+        return cls(**values)
+
+    @classmethod
+    def load(cls, store: Store, digest: str) -> Manifest:
+        """The version of this digest, all of it in the store. Raises BuildError or OSError when it is not."""
+        manifest = cls.from_dict(json.loads(store.path(digest).read_bytes()))
+        for artefact in manifest.artefacts().values():
+            store.require(artefact)
+        return manifest
