@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("recipe", type=Path, help="a recipe as JSON")
     parser.add_argument("--work", type=Path, required=True, help="scratch directory")
     parser.add_argument("--store", type=Path, required=True, help="the store of artefacts")
-    parser.add_argument("--epoch", type=int, default=0, help="no time in the version is later (s)")
+    parser.add_argument("--epoch", type=int, help="no time in the version is later (s)")
     parser.add_argument("--keep", action="store_true", help="leave the tree in the scratch directory")
     parser.add_argument("--verbose", action="store_true", help="show the output of commands")
     arguments = parser.parse_args()

@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from images.builder.manifest import PARTS, Manifest
 from images.builder.recipe import Recipe
 from images.builder.run import CommandFailed, Runner
 from images.builder.scratch import scratch, sweep
-from images.builder.steps import Step, Steps
+from images.builder.steps import Steps
 from images.builder.store import Store
 from images.builder.tree import listing
 
@@ -35,14 +36,14 @@ class Context:
     work: Path  # scratch space; wants about four times the size of the unpacked packages
     store: Store
     daemon: Path  # the directory agents/daemon, packed into the initrd
-    epoch: int = 0  # SOURCE_DATE_EPOCH: no time in the version is later (s)
+    epoch: int | None = None  # no time in a version is later (s); None: the youngest file of a package
     keep: bool = False  # leave the tree in `work` until the next sweep, for a person who replays a command
 
 
 def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
     """Build a version: complete in the store when this returns, not there when it raises.
 
-    Raises RecipeError (the recipe cannot be built), DiskFull (make room), CommandFailed or another BuildError.
+    Raises RecipeError (change the recipe), DiskFull (make room), CommandFailed or another BuildError.
     Needs root.
     """
     family = FAMILIES[recipe.family]
@@ -51,12 +52,13 @@ def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
         scratch(context.work, keep=context.keep) as work,
         context.store.scratch() as ready,
     ):
-        build = _Build(steps, {"SOURCE_DATE_EPOCH": str(context.epoch)})
-        tree, home = work / "tree", work / "home"
+        build = _Build(steps)
+        tree, home, started = work / "tree", work / "home", time.time()
         with build.step(
             "bootstrap", f"Install Debian {recipe.suite} and {len(recipe.packages)} packages"
         ) as run:
             family.bootstrap(recipe, tree, run)
+        epoch = family.youngest_shipped(tree, started) if context.epoch is None else context.epoch
         with build.step("configure", f"Put in {len(recipe.files)} files, make user {recipe.user}") as run:
             family.configure(recipe, tree, run)
         for number, hook in enumerate(recipe.hooks, 1):
@@ -64,21 +66,21 @@ def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
                 family.hook(hook, tree, run)
         with build.step("finish", "Make it a diskless client's") as run:
             packages = family.packages(tree, run)
-            family.finish(tree, context.epoch)
+            family.finish(tree, epoch)
             release = _take_kernel(tree, ready / "kernel")
             _take_home(tree / "home" / recipe.user, home)
             entries = listing(tree)
         with build.step("root", "Pack the read-only root") as run:
             # The slowest of what is left; the others fit beside it.
-            packing = run.start(squashfs.command(tree, ready / "root", context.epoch))
+            packing = run.start(squashfs.command(tree, ready / "root", epoch))
             with packing:
                 with build.step("plan", "Compute the root plan from the volatile rules"):
                     plan = rootplan.plan(entries, recipe.volatile, [f"/home/{recipe.user}"])
-                    rootplan.archive(plan, tree, ready / "plan", context.epoch)
+                    rootplan.archive(plan, tree, ready / "plan", epoch)
                 with build.step("home", "Pack the home template") as run:
                     home_program = str(context.daemon / "home.py")
                     home_digest = run([sys.executable, home_program, "digest", str(home)]).strip()
-                    squashfs.pack(home, ready / "home", run, context.epoch)
+                    squashfs.pack(home, ready / "home", run, epoch)
                 with build.step("initrd", f"Pack the initrd for kernel {release}") as run:
                     initrd.build(tree, release, context.daemon, ready / "initrd", run)
                 packing.finish()
@@ -98,22 +100,18 @@ def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
 
 
 def sweep_up(context: Context) -> list[Path]:
-    """Remove what builds that were killed left behind; builds under way are not touched. Returns what went."""
+    """Remove what builds that were killed left behind; builds under way are not touched. Returns it."""
     return [*sweep(context.work), *context.store.sweep()]
 
 
 @dataclass(frozen=True, slots=True)
 class _Build:
     steps: Steps
-    environment: dict[str, str]
 
     @contextmanager
     def step(self, name: str, title: str) -> Iterator[Runner]:
         with self.steps.step(name, title) as step:
-            yield self._runner(step)
-
-    def _runner(self, step: Step) -> Runner:
-        return Runner(step, self.environment)
+            yield Runner(step, {"SOURCE_DATE_EPOCH": "0"})  # makes programs leave today out
 
 
 def _take_kernel(tree: Path, output: Path) -> str:
@@ -131,7 +129,7 @@ def _take_kernel(tree: Path, output: Path) -> str:
 
 
 def _take_home(home: Path, output: Path) -> None:
-    """Move the home out of the tree; an empty directory of the same owner and mode stays as mount point."""
+    """Move the home out of the tree; an empty directory, owner and mode the same, stays as mount point."""
     if not home.is_dir() or home.is_symlink():
         raise BuildError(f"/home/{home.name} is no directory any more: a hook moved the home of the user")
     status = home.stat()
@@ -143,7 +141,7 @@ def _take_home(home: Path, output: Path) -> None:
 
 @contextmanager
 def _disk_full(context: Context) -> Iterator[None]:
-    """Tell a full disk from other failures; programs say it in their output, in words of their own, or not."""
+    """Tell a full disk from other failures; programs say it in their output, or not at all."""
     places = (context.work, context.store.root)
     try:
         yield

@@ -126,6 +126,11 @@ def finish(tree: Path, epoch: int) -> None:
     trim.trim(tree, epoch)
 
 
+def youngest_shipped(tree: Path, started: float) -> int:
+    """The time (s) of the youngest file that a package brought into the tree since the build `started`."""
+    return trim.youngest_shipped(tree, started)
+
+
 def packages(tree: Path, run: Runner) -> tuple[Package, ...]:
     """What is installed in the tree, sorted by name."""
     lines: list[str] = []
