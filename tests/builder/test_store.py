@@ -99,7 +99,11 @@ def test_a_sweep_takes_what_a_killed_owner_left_and_nothing_else(tmp_path: Path)
 
 
 def test_a_scratch_directory_goes_away_when_its_work_fails(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), scratch(tmp_path) as path:
-        (path / "file").write_text("x")
-        _ = 1 / 0
+    def fail() -> None:
+        with scratch(tmp_path) as path:
+            (path / "file").write_text("x")
+            _ = 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert list(tmp_path.iterdir()) == []
