@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import re
 import shutil
 import struct
 import tempfile
@@ -26,10 +27,11 @@ DIRECTORIES = (
 )  # fmt: skip
 # What our scripts call. The kernel itself calls /sbin/modprobe for protocols and PHY drivers.
 APPLETS = (
-    "cat", "chmod", "chown", "cp", "cpio", "cut", "ip", "kill", "ln", "mkdir", "modprobe", "mount", "reboot",
-    "rm", "setsid", "sh", "sha256sum", "sleep", "stat", "switch_root", "sync", "timeout", "tr", "udhcpc",
-    "uname", "usleep", "wget",
+    "cat", "chmod", "chown", "cp", "cpio", "cut", "grep", "ip", "kill", "ln", "mkdir", "modprobe", "mount",
+    "reboot", "rm", "setsid", "sh", "sha256sum", "sleep", "stat", "switch_root", "sync", "timeout", "tr",
+    "udhcpc", "uname", "usleep", "wget",
 )  # fmt: skip
+_FIRMWARE = re.compile(rb"\0firmware=([!-~]+)\0")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def build(tree: Path, kernel_release: str, daemon: Path, output: Path, run: Runn
             _pack_programs(archive, run)
             _pack_tree(archive, daemon, "fleet/agent")
             _pack_modules(archive, modules_dir, kernel_release, modules)
-            _pack_firmware(archive, tree, modules_dir, modules, run)
+            _pack_firmware(archive, tree, modules_dir, modules)
         run(["zstd", "--quiet", "--force", "-9", str(plain), "-o", str(output)])
     return Initrd(tuple(_name(path) for path in modules), output.stat().st_size)
 
@@ -187,13 +189,11 @@ def _pack_modules(archive: Archive, modules_dir: Path, release: str, modules: di
     archive.file(f"{base}/modules.alias", "".join(kept).encode())
 
 
-def _pack_firmware(
-    archive: Archive, tree: Path, modules_dir: Path, modules: dict[str, list[str]], run: Runner
-) -> None:
-    """The firmware files these modules name, as far as the tree has them."""
-    named = run(["modinfo", "-F", "firmware", *(str(modules_dir / path) for path in sorted(modules))])
+def _pack_firmware(archive: Archive, tree: Path, modules_dir: Path, modules: dict[str, list[str]]) -> None:
+    """The firmware files these modules name (section .modinfo), as far as the tree has them."""
+    named = {name for path in modules for name in _FIRMWARE.findall(_decompressed(modules_dir / path))}
     present: dict[str, Path] = {}
-    for name in sorted(set(named.split())):
+    for name in sorted(raw.decode() for raw in named):
         for suffix in ("", ".xz", ".zst"):  # the kernel looks for the compressed ones itself
             path = tree / "lib/firmware" / (name + suffix)
             if path.is_file():

@@ -51,15 +51,19 @@ transfer() {
     wget -q -c -O "$2" "$1" 2>/run/fleet/answer &
     transfer=$!
     (
+        trap 'kill "$nap"; exit' TERM
         size=-1
-        while sleep 15; do
+        while :; do
+            sleep 15 &
+            nap=$!
+            wait "$nap"
             now=$(stat -c %s "$2" 2>/dev/null) || now=0
             [ "$now" != "$size" ] || kill "$transfer"
             size=$now
         done
     ) &
-    watch=$!
+    watcher=$!
     wait "$transfer"
-    kill "$watch"
-    wait "$watch" 2>/dev/null
+    kill "$watcher"
+    wait "$watcher" 2>/dev/null
 }

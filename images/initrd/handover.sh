@@ -22,8 +22,9 @@ home() {
 identity() {
     rm -f /newroot/etc/hostname /newroot/etc/machine-id /newroot/etc/resolv.conf
     echo "$plan_name" >/newroot/etc/hostname
-    printf '127.0.0.1 localhost\n127.0.1.1 %s\n' "$plan_name" >/run/fleet/hosts
-    [ -e /newroot/etc/hosts ] || ln -s /run/fleet/hosts /newroot/etc/hosts
+    hosts=$(grep -v '^127\.0\.1\.1[[:space:]]' /newroot/etc/hosts 2>/dev/null)
+    rm -f /newroot/etc/hosts
+    printf '%s\n127.0.1.1 %s\n' "${hosts:-127.0.0.1 localhost}" "$plan_name" >/newroot/etc/hosts
     machine_id=$(echo "$plan_client" | tr -d -)
     case $machine_id in *[!0-9a-f]*) ;; ????????????????????????????????) echo "$machine_id" >/newroot/etc/machine-id ;; esac
     # Follows the lease, see fleet-lease.service.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import secrets
 import socket
@@ -23,6 +24,7 @@ class Console:
     def __init__(self, path: Path, log: Path, alive: Callable[[], bool]) -> None:
         self._alive = alive
         self._raw = bytearray()
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._came = threading.Condition()
         self._read_to = 0  # of text; what wait_for has seen
         self._text = ""
@@ -109,4 +111,4 @@ class Console:
             clean += _ESCAPES.sub(b"", bytes(self._raw[cut:]))
             whole = len(self._raw)
         del self._raw[:whole]
-        self._text += clean.decode(errors="replace")
+        self._text += self._decode(clean)

@@ -20,6 +20,7 @@ from tests.lab.process import Keeper, LabError, end, need
 
 CLONE_NEWNET = 0x40000000
 SERVER = "10.77.0.1"
+PREFIX = "fd00:77::"
 P = ParamSpec("P")
 T = TypeVar("T")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -43,6 +44,7 @@ class Lan:
         self._ip("link add uplink type veth peer name server")
         self._ip("link set uplink master lan up")
         self._ip(f"addr add {SERVER}/24 dev server")
+        self._ip(f"addr add {PREFIX}1/64 dev server nodad")
         for name in ("lo", "lan", "server"):
             self._ip(f"link set {name} up")
         self._dnsmasq = self._start_dnsmasq(bootfile)
@@ -107,6 +109,9 @@ class Lan:
                 f"--dhcp-option=option:dns-server,{SERVER}",
                 # dnsmasq pings an address before it offers it and waits three seconds for the answer.
                 "--no-ping",
+                # iPXE asks for IPv6 routers too, and without an answer starts its download 16 s later. The
+                # advertisement promises no route (lifetime 0).
+                *("--enable-ra", f"--dhcp-range={PREFIX},ra-only", "--ra-param=server,0,0"),
                 # iPXE's own option 175, sub-option 176 (no-pxedhcp): there is no ProxyDHCP to wait for.
                 "--dhcp-option=encap:175,176,1b",
             ],
