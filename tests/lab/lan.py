@@ -98,7 +98,9 @@ class Lan:
     def _start_dnsmasq(self, bootfile: str) -> subprocess.Popen[bytes]:
         return self.start(
             [
-                *("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--user=root"),
+                *("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0"),
+                # A change of user or group would clear the parent-death signal (prctl(2)).
+                *("--user=root", "--group=root"),
                 *("--interface=server", "--bind-interfaces", "--pid-file=", "--log-facility=-"),
                 f"--dhcp-leasefile={self._directory / 'leases'}",
                 *(
