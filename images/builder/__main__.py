@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from images.builder.director import Context, build, sweep_up
+from images.builder.director import Context, build
 from images.builder.errors import BuildError
 from images.builder.recipe import Recipe
+from images.builder.rootless import Events, error_event
 from images.builder.store import Store
 
 DAEMON = Path(__file__).resolve().parents[2] / "agents" / "daemon"
@@ -49,22 +50,32 @@ class Terminal:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m images.builder", description=__doc__)
-    parser.add_argument("recipe", type=Path, help="a recipe as JSON")
+    parser.add_argument("recipe", help="a file with a recipe as JSON; - for standard input")
     parser.add_argument("--work", type=Path, required=True, help="scratch directory")
     parser.add_argument("--store", type=Path, required=True, help="the store of artefacts")
+    parser.add_argument("--daemon", type=Path, default=DAEMON, help="the agent that goes into the initrd")
     parser.add_argument("--epoch", type=int, help="no time in the version is later (s)")
     parser.add_argument("--keep", action="store_true", help="leave the tree in the scratch directory")
     parser.add_argument("--verbose", action="store_true", help="show the output of commands")
+    parser.add_argument("--events", action="store_true", help="print steps as JSON lines (see rootless.py)")
     arguments = parser.parse_args()
-    context = Context(arguments.work, Store(arguments.store), DAEMON, arguments.epoch, arguments.keep)
-    sweep_up(context)
+    context = Context(
+        arguments.work, Store(arguments.store), arguments.daemon, arguments.epoch, arguments.keep
+    )
+    events = Events(sys.stdout) if arguments.events else None
     try:
-        recipe = Recipe.from_dict(json.loads(arguments.recipe.read_text()))
-        manifest = build(recipe, context, Terminal(verbose=arguments.verbose))
+        text = sys.stdin.read() if arguments.recipe == "-" else Path(arguments.recipe).read_text()
+        recipe = Recipe.from_dict(json.loads(text))
+        manifest = build(recipe, context, events or Terminal(verbose=arguments.verbose))
     except BuildError as error:
+        if events:
+            events.write(error_event(error))
         print(error, file=sys.stderr)
         return 1
-    print(json.dumps({"digest": manifest.digest, **manifest.to_dict()}))
+    if events:
+        events.write({"manifest": manifest.to_dict()})
+    else:
+        print(json.dumps({"digest": manifest.digest, **manifest.to_dict()}))
     return 0
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from images.builder import initrd, rootplan, squashfs
+from images.builder import initrd, rootless, rootplan, squashfs
 from images.builder.chroot import debian
 from images.builder.errors import BuildError, DiskFull, RecipeError
 from images.builder.manifest import PARTS, Manifest
@@ -39,14 +39,26 @@ class Context:
     epoch: int | None = None  # no time in a version is later (s); None: the youngest file of a package
     keep: bool = False  # leave the tree in `work` until the next sweep, for a person who replays a command
 
+    def arguments(self) -> list[str]:
+        """The same context as arguments of the command line."""
+        return [
+            *("--work", str(self.work.resolve()), "--store", str(self.store.root.resolve())),
+            *("--daemon", str(self.daemon.resolve())),
+            *([] if self.epoch is None else ["--epoch", str(self.epoch)]),
+            *(["--keep"] if self.keep else []),
+        ]
+
 
 def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
     """Build a version: complete in the store when this returns, not there when it raises.
 
     Raises RecipeError (change the recipe), DiskFull (make room), CommandFailed or another BuildError.
-    Needs root.
+    Without root, the same runs in a user namespace.
     """
+    if os.geteuid() != 0:
+        return rootless.build(recipe, context.arguments(), steps)
     family = FAMILIES[recipe.family]
+    sweep_up(context)
     with (
         _disk_full(context),
         scratch(context.work, keep=context.keep) as work,
@@ -100,8 +112,14 @@ def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
 
 
 def sweep_up(context: Context) -> list[Path]:
-    """Remove what builds that were killed left behind; builds under way are not touched. Returns it."""
-    return [*sweep(context.work), *context.store.sweep()]
+    """Remove what builds that were killed left behind; builds under way are not touched. Returns it.
+
+    A build begins with it, a worker may when it starts.
+    """
+    parents = (context.work, context.store.ingest)
+    if os.geteuid() != 0:
+        return rootless.sweep(parents)
+    return [path for parent in parents for path in sweep(parent)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ _PASSED_ON = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROX
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
-    "HOME": "/root",
+    "HOME": "/",  # no dot files of anybody; without root, /root cannot even be read
     "DEBIAN_FRONTEND": "noninteractive",
 }
 
@@ -45,6 +45,7 @@ class CommandFailed(BuildError):
         self.argv = tuple(argv)
         self.exit_code = exit_code
         self.output = output
+        self.reason = reason
         self.line = shlex.join(argv)
         last = next((line for line in reversed(output.splitlines()) if line.strip()), "it wrote nothing")
         what = reason or (f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}")
@@ -169,9 +170,12 @@ class Running:
             self._kept_bytes -= len(self._kept.popleft())
 
 
-def isolation(parent: int) -> list[str]:
-    """The words before a command that tie its life to the process `parent`, and its mounts to its life."""
+def isolation(parent: int, *more: str) -> list[str]:
+    """The words before a command that tie its life to the process `parent`, and its mounts to its life.
+
+    `more` are further options of unshare(1).
+    """
     return [
         *("setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", _STILL_MINE, str(parent)),
-        *("unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--"),
+        *("unshare", *more, "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--"),
     ]

@@ -90,10 +90,6 @@ class Store:
                 if hashlib.file_digest(file, "sha256").hexdigest() != path.name:
                     yield path.name
 
-    def sweep(self) -> list[Path]:
-        """Remove what builders that were killed left half-written; returns what was removed."""
-        return scratch.sweep(self.ingest)
-
     def require(self, artefact: Artefact) -> Path:
         """The path of an artefact that must be there. Raises BuildError when it is missing or cut short."""
         path = self.path(artefact.sha256)

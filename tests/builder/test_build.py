@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -187,6 +190,42 @@ def test_a_builder_killed_in_mid_build_leaves_no_process_no_mount_and_no_artefac
     assert any(path.parent == context.work for path in sweep_up(context))
     (tmp_path / "recipe.json").unlink()
     assert _files(tmp_path) == []
+
+
+def test_without_root_the_same_comes_out_and_a_kill_leaves_nothing(version: tuple[Manifest, Store]) -> None:
+    with _person() as (as_person, place):
+        (place / "recipe.json").write_text(json.dumps(SMALL.to_dict()))
+        argv = [*as_person, sys.executable, "-m", "images.builder", *_arguments(place)]
+        killed = subprocess.Popen(argv, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            _wait_for(lambda: any((place / "work").glob("scratch-*/tree/usr/bin/dpkg")), 120)
+        finally:
+            killed.send_signal(signal.SIGKILL)
+            killed.wait()
+        _wait_for(lambda: str(place) not in _mounts() and not _processes_of(place), 10)
+        done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["digest"] == version[0].digest
+        assert list((place / "work").iterdir()) == []
+        wrong = Recipe(name="wrong", suite="bookworm", packages=("no-such-game",))
+        (place / "recipe.json").write_text(json.dumps(wrong.to_dict()))
+        done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=False)
+        assert (done.returncode, "has no package no-such-game" in done.stderr) == (1, True), done.stderr
+
+
+@contextmanager
+def _person() -> Iterator[tuple[list[str], Path]]:
+    """Words before a command that make it a person's without rights, and a directory that person owns."""
+    name = f"fleet-test-{os.getpid()}"
+    subprocess.run(["useradd", "--create-home", name], check=True)
+    try:
+        user = pwd.getpwnam(name)
+        home = Path(user.pw_dir)
+        drop = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--"]
+        yield [*drop, "env", f"HOME={home}"], home
+        shutil.rmtree(home)
+    finally:
+        subprocess.run(["userdel", name], check=True)
 
 
 def _arguments(place: Path) -> list[str]:

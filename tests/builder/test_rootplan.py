@@ -89,7 +89,7 @@ def unpack(packed: Path, top: Path) -> None:
 
 
 def resolve(root: Path, path: str, links: list[str] | None = None) -> Path | None:
-    """Where a process whose root is `root` finds `path`, None where there is nothing; `links` gets the links."""
+    """Where a process whose root is `root` finds `path`, or None; `links` gets the links on the way."""
     links = [] if links is None else links
     pending, at = path.split("/")[::-1], ""
     while pending:
