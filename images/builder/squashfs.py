@@ -6,7 +6,7 @@ from pathlib import Path
 
 from images.builder.run import Runner
 
-# zstd 3 packs as fast as two cores read, within a tenth of the size level 15 gives in ten times the time.
+# 650 MB take two cores 3 to 5 s; a build may cost at most 1.15 times plain mmdebstrap and mksquashfs.
 LEVEL = 3
 
 
