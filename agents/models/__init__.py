@@ -1,0 +1,15 @@
+from agents.models.commands import Command, CommandStatus, Order, Verb
+from agents.models.restores import HomeRestore, RestoreResult
+from agents.models.sessions import BootSession, BootToken, SessionStatus
+
+__all__ = [
+    "BootSession",
+    "BootToken",
+    "Command",
+    "CommandStatus",
+    "HomeRestore",
+    "Order",
+    "RestoreResult",
+    "SessionStatus",
+    "Verb",
+]

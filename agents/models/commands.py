@@ -1,0 +1,115 @@
+import uuid
+
+from django.conf import settings
+from django.db import models
+from django.utils import timezone
+
+from agents.daemon import protocol
+from agents.models.sessions import BootSession
+from fleet.models import Client, Site
+from fleet.querysets import ScopedQuerySet
+from fleet.transitions import status_constraint
+
+
+class Verb(models.TextChoices):
+    """The closed set of what a server can ask of a client; the daemon knows the same."""
+
+    RESTART = protocol.RESTART, "Restart"
+    POWEROFF = protocol.POWEROFF, "Power down"
+    CYCLE = protocol.CYCLE, "Cycle"
+
+
+class Order(models.Model):
+    """What a person asked for: one verb, for one client or a selection, with a reason."""
+
+    SITE = "site"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    site = models.ForeignKey(Site, on_delete=models.PROTECT, related_name="orders")
+    verb = models.CharField(max_length=12, choices=Verb.choices)
+    reason = models.CharField(max_length=200)
+    ordered_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
+    ordered_at = models.DateTimeField(default=timezone.now)
+
+    objects = ScopedQuerySet["Order"].as_manager()
+
+    class Meta:
+        ordering = ["-ordered_at"]
+        constraints = [status_constraint(Verb, "order_verb_declared", "verb")]
+
+    def __str__(self) -> str:
+        return f"{self.get_verb_display()} ordered {self.ordered_at:%Y-%m-%d %H:%M}"
+
+
+class CommandStatus(models.TextChoices):
+    QUEUED = "queued", "Queued"
+    SENT = "sent", "Sent"
+    ACCEPTED = "accepted", "Accepted"
+    SUCCEEDED = "succeeded", "Succeeded"
+    FAILED = "failed", "Failed"
+    REFUSED = "refused", "Refused"
+    EXPIRED = "expired", "Expired"
+    CANCELLED = "cancelled", "Cancelled"
+    LOST = "lost", "Lost"
+
+
+class Command(models.Model):
+    """One order to one client: a signed envelope and what became of it. It always ends in a terminal status.
+
+        queued → sent → accepted → succeeded | failed | lost
+           │       └──→ refused | expired
+           └──────────→ cancelled | expired
+
+    SENT means signed, with its audit entry committed before. ACCEPTED means the client said so before acting. LOST means
+    accepted, but nothing proved the effect in time.
+    """
+
+    SITE = "client__site"
+    TRANSITIONS = {
+        CommandStatus.SENT: [CommandStatus.QUEUED],
+        CommandStatus.ACCEPTED: [CommandStatus.SENT],
+        CommandStatus.SUCCEEDED: [CommandStatus.SENT, CommandStatus.ACCEPTED],
+        CommandStatus.FAILED: [CommandStatus.QUEUED, CommandStatus.SENT, CommandStatus.ACCEPTED],
+        CommandStatus.REFUSED: [CommandStatus.SENT, CommandStatus.ACCEPTED],
+        CommandStatus.EXPIRED: [CommandStatus.QUEUED, CommandStatus.SENT],
+        CommandStatus.CANCELLED: [CommandStatus.QUEUED],
+        CommandStatus.LOST: [CommandStatus.ACCEPTED],
+    }
+    OPEN = (CommandStatus.QUEUED, CommandStatus.SENT, CommandStatus.ACCEPTED)
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    order = models.ForeignKey(Order, on_delete=models.PROTECT, related_name="commands")
+    client = models.ForeignKey(Client, on_delete=models.PROTECT, related_name="commands")
+    session = models.ForeignKey(BootSession, null=True, on_delete=models.PROTECT, related_name="commands")
+    verb = models.CharField(max_length=12, choices=Verb.choices)
+    args = models.JSONField(default=dict)
+    status = models.CharField(max_length=10, choices=CommandStatus.choices, default=CommandStatus.QUEUED)
+    sequence = models.PositiveBigIntegerField(null=True)
+    envelope = models.BinaryField(default=b"", help_text="The exact bytes that were signed.")
+    signature = models.BinaryField(default=b"")
+    key_id = models.CharField(max_length=40, blank=True)
+    queued_at = models.DateTimeField(default=timezone.now)
+    sent_at = models.DateTimeField(null=True)
+    accepted_at = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField(null=True)
+    expires_at = models.DateTimeField()
+    reason = models.CharField(max_length=300, blank=True, help_text="Why it ended as it did.")
+    result = models.JSONField(default=dict)
+
+    objects = ScopedQuerySet["Command"].as_manager()
+
+    class Meta:
+        ordering = ["-queued_at"]
+        constraints = [
+            status_constraint(CommandStatus, "command_status_declared"),
+            status_constraint(Verb, "command_verb_declared", "verb"),
+            models.UniqueConstraint(fields=["client", "sequence"], name="command_sequence_unique_for_client"),
+            models.UniqueConstraint(
+                fields=["client"],
+                condition=models.Q(status__in=["queued", "sent", "accepted"]),
+                name="command_one_open_per_client",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.get_verb_display().lower()} of {self.client}"

@@ -1,0 +1,86 @@
+import uuid
+
+from django.db import models
+from django.utils import timezone
+
+from fleet.models import Client, ClientClass
+from fleet.querysets import ScopedQuerySet
+from fleet.transitions import status_constraint
+from images.models import Release
+
+
+class BootToken(models.Model):
+    """A single-use right to ask for a boot plan, bound to one client. Only its hash is kept."""
+
+    SITE = "client__site"
+
+    client = models.ForeignKey(Client, on_delete=models.CASCADE, related_name="boot_tokens")
+    digest = models.CharField(max_length=64, unique=True)
+    created_at = models.DateTimeField(default=timezone.now)
+    expires_at = models.DateTimeField()
+    used_at = models.DateTimeField(null=True)
+
+    objects = ScopedQuerySet["BootToken"].as_manager()
+
+    class Meta:
+        ordering = ["-created_at"]
+
+    def __str__(self) -> str:
+        return f"boot token of {self.client}"
+
+
+class SessionStatus(models.TextChoices):
+    BOOTING = "booting", "Booting"
+    OPEN = "open", "Open"
+    CLOSED = "closed", "Closed"
+    SUPERSEDED = "superseded", "Superseded"
+    LOST = "lost", "Lost"
+
+
+class BootSession(models.Model):
+    """One boot of one client.
+
+        booting → open → closed       (the system went down, and said so)
+           │        ├──→ superseded   (a younger boot of the same client)
+           └────────┴──→ lost         (silence)
+
+    A lost session that is heard of again is open again: its poll came late, nothing else.
+    """
+
+    SITE = "client__site"
+    TRANSITIONS = {
+        SessionStatus.OPEN: [SessionStatus.BOOTING, SessionStatus.OPEN, SessionStatus.LOST],
+        SessionStatus.CLOSED: [SessionStatus.BOOTING, SessionStatus.OPEN, SessionStatus.LOST],
+        SessionStatus.SUPERSEDED: [SessionStatus.BOOTING, SessionStatus.OPEN, SessionStatus.LOST],
+        SessionStatus.LOST: [SessionStatus.BOOTING, SessionStatus.OPEN],
+    }
+    LIVE = (SessionStatus.BOOTING, SessionStatus.OPEN)
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    client = models.ForeignKey(Client, on_delete=models.CASCADE, related_name="sessions")
+    boot_id = models.UUIDField(help_text="/proc/sys/kernel/random/boot_id of the client.")
+    bearer_digest = models.CharField(max_length=64, unique=True)
+    status = models.CharField(max_length=12, choices=SessionStatus.choices, default=SessionStatus.BOOTING)
+    client_class = models.ForeignKey(ClientClass, null=True, on_delete=models.SET_NULL, related_name="+")
+    release = models.ForeignKey(Release, null=True, on_delete=models.SET_NULL, related_name="sessions")
+    facts = models.JSONField(default=dict)
+    planned_at = models.DateTimeField(default=timezone.now)
+    opened_at = models.DateTimeField(null=True)
+    last_seen = models.DateTimeField(default=timezone.now)
+    ended_at = models.DateTimeField(null=True)
+
+    objects = ScopedQuerySet["BootSession"].as_manager()
+
+    class Meta:
+        ordering = ["-planned_at"]
+        constraints = [
+            status_constraint(SessionStatus, "session_status_declared"),
+            models.UniqueConstraint(
+                fields=["client"],
+                condition=models.Q(status__in=["booting", "open"]),
+                name="session_one_live_per_client",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"session of {self.client} since {self.planned_at:%Y-%m-%d %H:%M}"

@@ -1,0 +1,73 @@
+"""The one base of all admin pages: it scopes rows to the person's sites and rights to their roles."""
+
+from typing import Any, ClassVar, Generic, TypeVar
+
+from django.contrib import admin
+from django.contrib.auth.models import AnonymousUser, User
+from django.db import models
+from django.forms import ModelChoiceField
+from django.http import HttpRequest
+
+from fleet.models import Membership
+from fleet.querysets import ScopedQuerySet
+from fleet.roles import Right, roles_with
+
+M = TypeVar("M", bound=models.Model)
+
+
+def holds(person: User | AnonymousUser, right: Right) -> bool:
+    """True if ``person`` holds ``right`` at any site."""
+    if not isinstance(person, User) or not person.is_active:
+        return False
+    return person.is_superuser or Membership.objects.filter(user=person, role__in=roles_with(right)).exists()
+
+
+class ScopedAdmin(admin.ModelAdmin[M], Generic[M]):
+    """Shows what the person may see; lets change what their role at that row's site allows.
+
+    ``change_right`` names the right that adding, changing and deleting need; None makes the page read-only.
+    """
+
+    change_right: ClassVar[Right | None] = None
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet[M]:
+        queryset = super().get_queryset(request)
+        assert isinstance(queryset, ScopedQuerySet)
+        return queryset.visible_to(request.user)
+
+    def _may_change(self, request: HttpRequest, row: M | None) -> bool:
+        if self.change_right is None:
+            return False
+        if row is None or row.pk is None:
+            return holds(request.user, self.change_right)
+        rows: Any = self.model._default_manager
+        return bool(rows.filter(pk=row.pk).visible_to(request.user, self.change_right).exists())
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return holds(request.user, Right.VIEW)
+
+    def has_view_permission(self, request: HttpRequest, obj: M | None = None) -> bool:
+        return holds(request.user, Right.VIEW)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return self._may_change(request, None)
+
+    def has_change_permission(self, request: HttpRequest, obj: M | None = None) -> bool:
+        return self._may_change(request, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: M | None = None) -> bool:
+        return self._may_change(request, obj)
+
+    def formfield_for_foreignkey(
+        self, db_field: models.ForeignKey[Any, Any], request: HttpRequest, **kwargs: Any
+    ) -> ModelChoiceField[Any] | None:
+        """Offer only rows the person may use, so that nothing can be moved to or taken from another site."""
+        related: Any = db_field.remote_field.model._default_manager.all()
+        if isinstance(related, ScopedQuerySet) and "queryset" not in kwargs:
+            kwargs["queryset"] = related.visible_to(request.user, self._right_to_refer(db_field))
+        return super().formfield_for_foreignkey(db_field, request, **kwargs)
+
+    def _right_to_refer(self, field: models.ForeignKey[Any, Any]) -> Right:
+        """To put a row at a site or under a parent one needs the right to change there; else to see is enough."""
+        parent = str(getattr(self.model, "SITE", "")).partition("__")[0]
+        return self.change_right if self.change_right and field.name == parent else Right.VIEW

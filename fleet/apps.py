@@ -1,0 +1,9 @@
+from django.apps import AppConfig
+
+
+class FleetConfig(AppConfig):
+    name = "fleet"
+    verbose_name = "Sites and clients"
+
+    def ready(self) -> None:
+        from fleet.api import schema  # noqa: F401 - registers itself

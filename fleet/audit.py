@@ -1,0 +1,172 @@
+"""The audit log: the only writer and the reader of its chains.
+
+Each site has a chain; what belongs to no site (a failed login) is in the chain ``everywhere``. An entry carries the SHA-256 of
+its canonical JSON, which holds the digest of the entry before. Rows that matter in themselves (a model with a ``sealed()``
+method, as HomeRestore) are sealed: their entry carries the SHA-256 of their content. ``verify`` recomputes all of it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol, runtime_checkable
+
+from django.apps import apps
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.db import models, transaction
+from django.utils import timezone
+
+from fleet.models import AuditEntry, AuditHead, Site
+
+EVERYWHERE = "everywhere"
+Actor = AbstractBaseUser | AnonymousUser | str | None
+
+
+@runtime_checkable
+class Sealed(Protocol):
+    """A row whose content the chain vouches for."""
+
+    def sealed(self) -> dict[str, Any]: ...
+
+
+def canonical(content: Any) -> bytes:
+    """JSON that is the same for the same content: sorted keys, no spaces, times in UTC with microseconds."""
+
+    def plain(value: Any) -> str:
+        if isinstance(value, datetime):
+            return value.astimezone(UTC).isoformat(timespec="microseconds")
+        raise TypeError(f"{type(value).__name__} cannot stand in an audit entry: {value!r}")
+
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), default=plain, ensure_ascii=False).encode()
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(canonical(content)).hexdigest()
+
+
+def _digest(entry: AuditEntry) -> str:
+    columns = (
+        "chain", "sequence", "site_id", "at", "actor", "action", "subject", "subject_type", "subject_id", "subject_seal",
+        "detail", "previous",
+    )  # fmt: skip
+    return _sha256({column: getattr(entry, column) for column in columns})
+
+
+def actor_name(actor: Actor) -> str:
+    """A person's user name; a part of the server by its name; ``nobody`` for strangers."""
+    if isinstance(actor, str):
+        return actor
+    return actor.get_username() if actor is not None and actor.is_authenticated else "nobody"
+
+
+@transaction.atomic
+def record(action: str, subject: models.Model | str, *, site: Site | None, actor: Actor, **detail: Any) -> AuditEntry:
+    """Append an entry to the chain of ``site`` within the present transaction: it stands or falls with what it tells of.
+
+    ``detail`` is JSON: text, whole numbers, lists, dictionaries. The head row is the lock, so entries of a site are
+    written one after the other.
+    """
+    chain = f"site-{site.pk}" if site else EVERYWHERE
+    AuditHead.objects.get_or_create(chain=chain)
+    head = AuditHead.objects.select_for_update().get(chain=chain)
+    entry = AuditEntry(
+        chain=chain,
+        sequence=head.sequence + 1,
+        site=site,
+        at=timezone.now(),
+        actor=actor_name(actor)[:150],
+        action=action,
+        subject=str(subject)[:200],
+        detail=detail,
+        previous=head.digest,
+    )
+    if isinstance(subject, models.Model):
+        entry.subject_type, entry.subject_id = subject._meta.label, str(subject.pk)
+        if isinstance(subject, Sealed):
+            entry.subject_seal = _sha256(subject.sealed())
+    entry.digest = _digest(entry)
+    entry.save(force_insert=True)
+    head.sequence, head.digest = entry.sequence, entry.digest
+    head.save(update_fields=["sequence", "digest"])
+    return entry
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that was done behind the log's back, in words."""
+
+    chain: str
+    sequence: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.chain} #{self.sequence}: {self.text}"
+
+
+def _sealed_models() -> list[type[models.Model]]:
+    return [model for model in apps.get_models() if hasattr(model, "sealed")]
+
+
+def verify(site: Site | None = None) -> Iterator[Fault]:
+    """Every fault of the chains (of ``site``, or of all): rows changed, removed, inserted, reordered or cut off.
+
+    Reads in the chain's order with constant memory.
+    """
+    chains = AuditHead.objects.order_by("chain")
+    entries = AuditEntry.objects.order_by("chain", "sequence")
+    if site is not None:
+        chains, entries = chains.filter(chain=f"site-{site.pk}"), entries.filter(chain=f"site-{site.pk}")
+    heads = {head.chain: head for head in chains}
+    for chain in {*heads, *entries.order_by().values_list("chain", flat=True).distinct()}:
+        yield from _verify_chain(chain, heads.get(chain))
+    for model in _sealed_models():
+        yield from _unsealed(model, site)
+
+
+def _verify_chain(chain: str, head: AuditHead | None) -> Iterator[Fault]:
+    expected, previous, last = 1, "", 0
+    for entry in AuditEntry.objects.filter(chain=chain).order_by("sequence").iterator(chunk_size=500):
+        if entry.sequence != expected:
+            missing = f"#{expected}" if entry.sequence == expected + 1 else f"#{expected} to #{entry.sequence - 1}"
+            yield Fault(chain, entry.sequence, f"{missing} before it is missing.")
+        elif entry.previous != previous:
+            yield Fault(
+                chain,
+                entry.sequence,
+                "does not follow the entry before it: one of them was replaced or moved.",
+            )
+        if entry.digest != _digest(entry):
+            yield Fault(chain, entry.sequence, f"was changed since it was written ({entry.action} {entry.subject}).")
+        if entry.subject_seal:
+            yield from _verify_seal(entry)
+        expected, previous, last = entry.sequence + 1, entry.digest, entry.sequence
+    if head is None:
+        yield Fault(chain, last, "has no recorded end: the head of the chain was removed.")
+    elif (head.sequence, head.digest) != (last, previous):
+        yield Fault(
+            chain,
+            last,
+            f"the chain should end at #{head.sequence}: entries at its end were removed or added.",
+        )
+
+
+def _verify_seal(entry: AuditEntry) -> Iterator[Fault]:
+    row = apps.get_model(entry.subject_type)._default_manager.filter(pk=entry.subject_id).first()
+    if row is None:
+        yield Fault(entry.chain, entry.sequence, f"the {entry.subject_type} {entry.subject_id} it seals was removed.")
+    elif not isinstance(row, Sealed) or _sha256(row.sealed()) != entry.subject_seal:
+        yield Fault(entry.chain, entry.sequence, f"the {entry.subject_type} {entry.subject_id} it seals was changed.")
+
+
+def _unsealed(model: type[models.Model], site: Site | None) -> Iterator[Fault]:
+    """Rows that no entry seals: they were inserted behind the log's back."""
+    rows = model._default_manager.all() if site is None else model._default_manager.filter(site=site)
+    label = model._meta.label
+    for row in rows.order_by("pk").iterator(chunk_size=500):
+        if not AuditEntry.objects.filter(subject_type=label, subject_id=str(row.pk)).exclude(subject_seal="").exists():
+            yield Fault(
+                f"site-{getattr(row, 'site_id', '')}",
+                0,
+                f"the {label} {row.pk} has no entry: it was inserted.",
+            )

@@ -1,0 +1,91 @@
+"""Readers of the environment that refuse bad values instead of guessing.
+
+django-environ parses URLs well, but two of its habits are dangerous and are fenced here: a value beginning with ``$`` is
+taken as another variable's name, and ``env.bool`` reads the typo ``ture`` as False.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import environ
+from django.core.exceptions import ImproperlyConfigured
+
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"0", "false", "no", "off"}
+
+
+class Env:
+    """Typed access to environment variables; every error names the variable, what is wrong and what to write."""
+
+    def __init__(self, variables: dict[str, str]) -> None:
+        self._variables = variables
+
+    @classmethod
+    def load(cls, dotenv: Path) -> "Env":
+        """The process environment, with ``dotenv`` (if present) filling what is not set there."""
+        if dotenv.is_file():
+            environ.Env.read_env(dotenv, overwrite=False)
+        return cls(environ.Env.ENVIRON)
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """The value as written, a leading ``$`` included."""
+        value = self._variables.get(name, default)
+        if value is None:
+            raise ImproperlyConfigured(
+                f"{name} is not set. Set it in the environment or in .env; .env.example explains it."
+            )
+        return value
+
+    def secret(self, name: str, default: str | None = None, *, at_least: int = 32) -> str:
+        """A secret of at least ``at_least`` characters. The error never shows it."""
+        value = self.text(name, default)
+        if len(value) < at_least:
+            raise ImproperlyConfigured(f"{name} is too short: it needs at least {at_least} characters.")
+        return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.text(name, "1" if default else "0").strip().lower()
+        if value in _TRUE:
+            return True
+        if value in _FALSE:
+            return False
+        raise ImproperlyConfigured(
+            f"{name}={value!r} is neither yes nor no: write one of {', '.join(sorted(_TRUE | _FALSE))}."
+        )
+
+    def number(self, name: str, default: int, *, low: int, high: int) -> int:
+        value = self.text(name, str(default)).strip()
+        try:
+            number = int(value)
+        except ValueError:
+            raise ImproperlyConfigured(f"{name}={value!r} is not a whole number.") from None
+        if not low <= number <= high:
+            raise ImproperlyConfigured(f"{name}={number} is out of range: it must be {low} to {high}.")
+        return number
+
+    def words(self, name: str, default: str = "") -> list[str]:
+        """A comma-separated list; empty words are dropped."""
+        return [word.strip() for word in self.text(name, default).split(",") if word.strip()]
+
+    def path(self, name: str, default: Path) -> Path:
+        value = Path(self.text(name, str(default)))
+        if not value.is_absolute():
+            raise ImproperlyConfigured(f"{name}={str(value)!r} is not an absolute path.")
+        return value
+
+    def url(self, name: str, default: str, *, schemes: tuple[str, ...]) -> str:
+        value = self.text(name, default)
+        if not value.startswith(tuple(f"{scheme}://" for scheme in schemes)):
+            raise ImproperlyConfigured(
+                f"{name} must be a URL beginning with {' or '.join(f'{s}://' for s in schemes)}."
+            )
+        return value.rstrip("/")
+
+    def database(self, name: str, default: str) -> dict[str, Any]:
+        """A database URL as Django's settings: ``sqlite:///path`` or ``postgres://user:password@host/name``."""
+        value = self.text(name, default)
+        if not value.startswith(("sqlite:///", "postgres://", "postgresql://")):
+            raise ImproperlyConfigured(
+                f"{name} must begin with sqlite:/// or postgres://; other databases are not supported."
+            )
+        return dict(environ.Env.db_url_config(value))

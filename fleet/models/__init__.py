@@ -1,0 +1,20 @@
+from fleet.models.audit import AuditEntry, AuditHead
+from fleet.models.clients import Admission, Client, ClientClass, ClientState, Colour, HardwareRule
+from fleet.models.sites import Membership, Site, UnknownHardware
+from fleet.models.tokens import ApiToken, token_hash
+
+__all__ = [
+    "Admission",
+    "ApiToken",
+    "AuditEntry",
+    "AuditHead",
+    "Client",
+    "ClientClass",
+    "ClientState",
+    "Colour",
+    "HardwareRule",
+    "Membership",
+    "Site",
+    "UnknownHardware",
+    "token_hash",
+]

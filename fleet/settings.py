@@ -1,0 +1,172 @@
+"""Settings, read from the environment (see .env.example) and refused when they make no sense."""
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+from fleet.env import Env
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+env = Env.load(BASE_DIR / ".env")
+
+# --- where things are -----------------------------------------------------------------------------------------------
+DATA = env.path("FLEET_DATA", BASE_DIR / "var")
+STORE = env.path("FLEET_STORE", DATA / "store")
+BUILD_WORK = env.path("FLEET_BUILD_WORK", DATA / "build")
+DAEMON = BASE_DIR / "agents" / "daemon"  # put into every initrd; named as a path so that images never imports agents
+PUBLIC_KEYS = env.path("FLEET_PUBLIC_KEYS", DATA / "keys")
+# The path of a private key is given only to the process that needs it: the sender, and the gateway.
+COMMAND_KEY = env.text("FLEET_COMMAND_KEY", "")
+SESSION_KEY = env.text("FLEET_SESSION_KEY", "")
+
+# --- how it is reached ----------------------------------------------------------------------------------------------
+DEBUG = env.flag("FLEET_DEBUG", False)
+# Without a configured key every process start has its own: right for tests and one-off commands, refused by
+# `check --deploy` (fleet.E001) for a server, whose logins would end at every restart.
+SECRET_KEY_CONFIGURED = bool(env.text("FLEET_SECRET_KEY", ""))
+SECRET_KEY = env.secret("FLEET_SECRET_KEY") if SECRET_KEY_CONFIGURED else secrets.token_urlsafe(50)
+ALLOWED_HOSTS = env.words("FLEET_ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
+PUBLIC_URL = env.url("FLEET_PUBLIC_URL", "http://127.0.0.1:8000", schemes=("http", "https"))
+GATEWAY_URL = env.url("FLEET_GATEWAY_URL", "http://127.0.0.1:8001", schemes=("http",))
+CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
+HTTPS = PUBLIC_URL.startswith("https://")
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
+SECURE_SSL_REDIRECT = HTTPS
+SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
+SESSION_COOKIE_HTTPONLY = True
+X_FRAME_OPTIONS = "DENY"
+
+# --- agents: seconds, unless a name says otherwise -------------------------------------------------------------------
+POLL_HOLD = env.number("FLEET_POLL_HOLD", 25, low=1, high=120)
+POLL_SPREAD = env.number("FLEET_POLL_SPREAD", 5, low=0, high=60)
+LOST_AFTER = env.number("FLEET_LOST_AFTER", 45, low=3, high=600)  # silence after which a client counts as lost
+BOOT_TOKEN_LIFE = env.number("FLEET_BOOT_TOKEN_LIFE", 300, low=10, high=3600)
+BOOT_LIMIT = env.number("FLEET_BOOT_LIMIT", 300, low=10, high=3600)  # a boot that takes longer is lost
+COMMAND_LIFE = env.number("FLEET_COMMAND_LIFE", 120, low=5, high=3600)  # to be accepted, and again to be proven
+
+# --- Django ---------------------------------------------------------------------------------------------------------
+INSTALLED_APPS = [
+    "agents",
+    "images",
+    "fleet",
+    "rest_framework",
+    "drf_spectacular",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "fleet.urls"
+ASGI_APPLICATION = "fleet.asgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
+]
+LOGIN_URL = "login"
+LOGIN_REDIRECT_URL = "/"
+LOGOUT_REDIRECT_URL = "login"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+DATABASES: dict[str, dict[str, Any]] = {
+    "default": env.database("FLEET_DATABASE_URL", f"sqlite:///{DATA / 'fleet.sqlite3'}")
+}
+if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
+    # Several processes write: readers must not block the writer (WAL), a writer must queue before it reads (IMMEDIATE)
+    # and wait for its turn instead of failing (timeout).
+    DATABASES["default"]["OPTIONS"] = {
+        "transaction_mode": "IMMEDIATE",
+        "timeout": 20,
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;",
+    }
+else:
+    DATABASES["default"]["OPTIONS"] = {"pool": {"min_size": 1, "max_size": 8}}
+
+REDIS_URL = env.url("FLEET_REDIS_URL", "redis://127.0.0.1:6379/0", schemes=("redis", "rediss", "unix"))
+CELERY_BROKER_URL = REDIS_URL.replace("unix://", "redis+socket://", 1)
+CELERY_TASK_IGNORE_RESULT = True  # the database is the truth; nobody reads results
+CELERY_TASK_ACKS_LATE = True  # every task is safe to run twice
+CELERY_TASK_DEFAULT_QUEUE = "default"
+CELERY_TASK_ROUTES = {"images.tasks.*": {"queue": "builds"}, "agents.tasks.send_*": {"queue": "sender"}}
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 4 * 3600}  # longer than any build, or it would run twice
+CELERY_BEAT_SCHEDULE_FILENAME = str(DATA / "clock.schedule")
+CELERY_BEAT_SCHEDULE = {
+    "agents": {"task": "agents.tasks.tick", "schedule": 2.0, "options": {"expires": 2}},
+    "orders": {"task": "agents.tasks.send_due", "schedule": 5.0, "options": {"expires": 5}},
+    "builds": {"task": "images.tasks.tick", "schedule": 10.0, "options": {"expires": 10, "queue": "default"}},
+}
+CELERY_TIMEZONE = "UTC"
+
+LANGUAGE_CODE = "en-gb"
+TIME_ZONE = "UTC"
+USE_TZ = True
+USE_I18N = False
+
+STATIC_URL = "/static/"
+STATIC_ROOT = DATA / "static"
+STATICFILES_DIRS = [BASE_DIR / "templates" / "static"]
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_AUTOREFRESH = DEBUG
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "fleet.api.authentication.TokenAuthentication",
+        "rest_framework.authentication.SessionAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_PAGINATION_CLASS": "fleet.api.pagination.CursorPage",
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "fleet.api.problems.problem",
+    "DEFAULT_THROTTLE_CLASSES": [
+        "rest_framework.throttling.UserRateThrottle",
+        "rest_framework.throttling.AnonRateThrottle",
+    ],
+    "DEFAULT_THROTTLE_RATES": {"user": "600/min", "anon": "60/min"},
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Stateless Fleet",
+    "DESCRIPTION": "Read the fleet, its images and its audit log; order restarts, power-downs and cycles.",
+    "VERSION": "1",
+    "SCHEMA_PATH_PREFIX": "/api/v1",
+    "SERVE_INCLUDE_SCHEMA": False,
+}
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(levelname)s %(name)s: %(message)s"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["console"], "level": "INFO"},
+}

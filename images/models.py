@@ -1,0 +1,231 @@
+from django.conf import settings
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
+from django.db import models
+from django.utils import timezone
+
+from fleet.models import ClientClass, Site
+from fleet.querysets import ScopedQuerySet
+from fleet.transitions import status_constraint
+
+hex_digest = RegexValidator(r"^[0-9a-f]{64}$", "A SHA-256 digest in hex.")
+
+
+class Image(models.Model):
+    """A recipe: what a version is built from. Editing it changes no version."""
+
+    SITE = "site"
+    SHARED = True
+
+    site = models.ForeignKey(
+        Site,
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="images",
+        help_text="Whose it is. Without a site every site may release it, and only superusers change it.",
+    )
+    slug = models.SlugField(max_length=40, unique=True)
+    name = models.CharField(max_length=80)
+    family = models.CharField(max_length=10, choices=[("debian", "Debian")], default="debian")
+    suite = models.CharField(max_length=30, default="bookworm")
+    packages = models.TextField(blank=True, help_text="One per line, beside those every client needs.")
+    volatile = models.TextField(
+        blank=True,
+        help_text="Rules for what changes on a client, one per line: copy /etc · empty /tmp · share /etc/ssl. "
+        "Empty: the family's own.",
+    )
+    user = models.CharField(max_length=32, default="player", help_text="Who is logged in automatically.")
+    uid = models.PositiveIntegerField(default=1000, validators=[MinValueValidator(1000), MaxValueValidator(59999)])
+
+    objects = ScopedQuerySet["Image"].as_manager()
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ImageFile(models.Model):
+    """A file put into the image; a path that begins with ``~/`` goes into the home template."""
+
+    SITE = "image__site"
+    SHARED = True
+
+    image = models.ForeignKey(Image, on_delete=models.CASCADE, related_name="recipe_files")
+    path = models.CharField(max_length=255, help_text="/etc/motd, or ~/.profile for the home template.")
+    mode = models.CharField(
+        max_length=4, default="0644", validators=[RegexValidator(r"^[0-7]{3,4}$", "Octal, as in 0644.")]
+    )
+    content = models.TextField(blank=True)
+
+    objects = ScopedQuerySet["ImageFile"].as_manager()
+
+    class Meta:
+        ordering = ["path"]
+        constraints = [models.UniqueConstraint(fields=["image", "path"], name="image_file_path_unique")]
+
+    def __str__(self) -> str:
+        return self.path
+
+
+class ImageHook(models.Model):
+    """A shell script run in the chroot once packages and files are there."""
+
+    SITE = "image__site"
+    SHARED = True
+
+    image = models.ForeignKey(Image, on_delete=models.CASCADE, related_name="recipe_hooks")
+    position = models.PositiveSmallIntegerField(default=10)
+    script = models.TextField(help_text="Run by /bin/sh -eu in the chroot.")
+
+    objects = ScopedQuerySet["ImageHook"].as_manager()
+
+    class Meta:
+        ordering = ["position", "id"]
+
+    def __str__(self) -> str:
+        return f"hook {self.position}"
+
+
+class VersionStatus(models.TextChoices):
+    QUEUED = "queued", "Queued"
+    BUILDING = "building", "Building"
+    READY = "ready", "Ready"
+    FAILED = "failed", "Failed"
+    CANCELLED = "cancelled", "Cancelled"
+
+
+class ImageVersion(models.Model):
+    """An image as built: it *becomes* ready and then never changes.
+
+        queued → building → ready
+           │         ├────→ failed      (its worker lost included)
+           └─────────┴────→ cancelled
+
+    READY has a manifest and its digest, and every artefact it names is in the store. The database refuses to change the
+    digest, manifest or recipe of a ready version.
+    """
+
+    SITE = "image__site"
+    SHARED = True
+    TRANSITIONS = {
+        VersionStatus.BUILDING: [VersionStatus.QUEUED],
+        VersionStatus.READY: [VersionStatus.BUILDING],
+        VersionStatus.FAILED: [VersionStatus.QUEUED, VersionStatus.BUILDING],
+        VersionStatus.CANCELLED: [VersionStatus.QUEUED, VersionStatus.BUILDING],
+    }
+
+    image = models.ForeignKey(Image, on_delete=models.PROTECT, related_name="versions")
+    number = models.PositiveIntegerField()
+    status = models.CharField(
+        max_length=10, choices=VersionStatus.choices, default=VersionStatus.QUEUED, editable=False
+    )
+    recipe = models.JSONField(editable=False, help_text="The recipe as it was when the build was asked for.")
+    reason = models.CharField(max_length=200, blank=True)
+    requested_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
+    requested_at = models.DateTimeField(default=timezone.now)
+    started_at = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField(null=True)
+    digest = models.CharField(max_length=64, blank=True)
+    manifest = models.JSONField(null=True)
+    failure = models.TextField(blank=True, help_text="What failed, and the command to replay it.")
+
+    objects = ScopedQuerySet["ImageVersion"].as_manager()
+
+    class Meta:
+        ordering = ["image", "-number"]
+        constraints = [
+            models.UniqueConstraint(fields=["image", "number"], name="version_number_unique_in_image"),
+            models.UniqueConstraint(
+                fields=["image"], condition=models.Q(status="building"), name="version_one_build_per_image"
+            ),
+            status_constraint(VersionStatus, "version_status_declared"),
+            models.CheckConstraint(
+                condition=models.Q(status="ready", manifest__isnull=False) & ~models.Q(digest="")
+                | ~models.Q(status="ready") & models.Q(digest=""),
+                name="version_ready_means_complete",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.image.slug}-{self.number}"
+
+
+class BuildStep(models.Model):
+    """One step of a build: what ran, what it printed, how it ended."""
+
+    SITE = "version__image__site"
+    SHARED = True
+
+    version = models.ForeignKey(ImageVersion, on_delete=models.CASCADE, related_name="steps")
+    number = models.PositiveSmallIntegerField()
+    name = models.SlugField(max_length=30)
+    title = models.CharField(max_length=200)
+    command = models.TextField(blank=True, help_text="As it can be pasted into a shell.")
+    output = models.TextField(blank=True)
+    exit_code = models.IntegerField(null=True)
+    done = models.PositiveIntegerField(default=0)
+    total = models.PositiveIntegerField(default=0)
+    started_at = models.DateTimeField(default=timezone.now)
+    finished_at = models.DateTimeField(null=True)
+
+    objects = ScopedQuerySet["BuildStep"].as_manager()
+
+    class Meta:
+        ordering = ["version", "number"]
+        constraints = [models.UniqueConstraint(fields=["version", "number"], name="step_number_unique_in_version")]
+
+    def __str__(self) -> str:
+        return f"{self.version} step {self.number}: {self.title}"
+
+
+class HomeTemplate(models.Model):
+    """What a home directory is restored to: a squashfs in the store, and the digest of the tree in it."""
+
+    SITE = "image__site"
+    SHARED = True
+
+    image = models.ForeignKey(Image, on_delete=models.PROTECT, related_name="home_templates")
+    sha256 = models.CharField(max_length=64, validators=[hex_digest], help_text="Of the squashfs.")
+    bytes = models.PositiveBigIntegerField()
+    tree_digest = models.CharField(max_length=64, validators=[hex_digest])
+    created_at = models.DateTimeField(default=timezone.now)
+
+    objects = ScopedQuerySet["HomeTemplate"].as_manager()
+
+    class Meta:
+        ordering = ["image", "-created_at"]
+        constraints = [models.UniqueConstraint(fields=["image", "sha256"], name="home_template_unique_in_image")]
+
+    def __str__(self) -> str:
+        return f"{self.image.slug} home {self.sha256[:12]}"
+
+
+class Release(models.Model):
+    """A version given to a class of a site. The current one is what its clients boot; the others are its history."""
+
+    SITE = "client_class__site"
+
+    client_class = models.ForeignKey(ClientClass, on_delete=models.CASCADE, related_name="releases")
+    version = models.ForeignKey(ImageVersion, on_delete=models.PROTECT, related_name="releases")
+    home = models.ForeignKey(HomeTemplate, on_delete=models.PROTECT, related_name="releases")
+    current = models.BooleanField(default=True)
+    released_at = models.DateTimeField(default=timezone.now)
+    released_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
+    reason = models.CharField(max_length=200, blank=True)
+
+    objects = ScopedQuerySet["Release"].as_manager()
+
+    class Meta:
+        ordering = ["client_class", "-released_at"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["client_class"],
+                condition=models.Q(current=True),
+                name="release_one_current_per_class",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.version} for {self.client_class}"
