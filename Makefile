@@ -1,0 +1,54 @@
+# Stateless Fleet. `make` prints what there is to do.
+.DEFAULT_GOAL := help
+.PHONY: help demo run test test-fast check lock clean bench-boot bench-cycle bench-build setup-run setup-lab setup-test setup-bench
+PYTHON := .venv/bin/python
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+help: ## show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup-run:
+	@scripts/setup run
+setup-lab:
+	@scripts/setup run lab
+setup-test:
+	@scripts/setup run lab test
+setup-bench:
+	@scripts/setup run lab bench
+
+demo: setup-lab ## build an image, boot two virtual PCs from it and show them on the board
+	@$(PYTHON) -m tests.lab.demo
+
+run: setup-run ## the server alone: web, gateway, workers, clock and a private Redis
+	@$(PYTHON) manage.py up
+
+test: setup-test ## the whole suite, on SQLite and PostgreSQL, with real builds, boots and browsers
+	$(PYTHON) -m pytest
+	$(PYTHON) -m tests.postgres -- $(PYTHON) -m pytest -m "not build and not lab and not browser" tests/fleet tests/images tests/agents tests/board tests/boundaries
+
+test-fast: setup-test ## what takes less than a minute
+	$(PYTHON) -m pytest -m "not slow and not lab and not build and not browser"
+
+check: setup-test ## linters, types, imports, shell, templates, migrations, deploy checks
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	shellcheck -x scripts/setup .ci/run $$(git ls-files 'images/initrd/*' | grep -v -E '\.(py|md)$$')
+	djade --check --target-version 5.2 $$(git ls-files 'templates/*.html')
+	$(PYTHON) manage.py makemigrations --check --dry-run
+	scripts/check-deploy
+
+bench-boot: setup-bench ## a boot beside live-boot, LTSP and dracut
+	@$(PYTHON) -m tests.bench.boot
+bench-cycle: setup-bench ## from the order to the new session, with a full and an empty home
+	@$(PYTHON) -m tests.bench.cycle
+bench-build: setup-bench ## a build beside plain mmdebstrap and mksquashfs
+	@$(PYTHON) -m tests.bench.build
+
+lock: ## write requirements*.txt anew from pyproject.toml (needs uv)
+	uv pip compile -q pyproject.toml --generate-hashes --no-header --no-emit-index-url --annotation-style line --python-version 3.11 -o requirements.txt
+	uv pip compile -q pyproject.toml --group dev -c requirements.txt --generate-hashes --no-header --no-emit-index-url --annotation-style line --python-version 3.11 -o requirements-dev.txt
+
+clean: ## remove what was built, the demo's data and the virtual environment
+	rm -rf var .venv
