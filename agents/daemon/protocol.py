@@ -134,6 +134,11 @@ def admit(command: Command, last_sequence: int, now_ms: int) -> None:
             raise Refused(reason, command.command)
 
 
+def report(command: str, state: str, at_ms: int, reason: str, result: Mapping[str, object]) -> dict[str, Any]:
+    """What became of a command; `at_ms` is when that was by the server's clock, not when it is sent."""
+    return {"command": command, "state": state, "reason": reason, "at_ms": at_ms, "result": dict(result)}
+
+
 def format_plan(plan: Mapping[str, object]) -> str:
     """The lines of a boot plan; ValueError names a value that a shell could not read safely."""
     lines = [f"{key}={value}" for key, value in plan.items()]

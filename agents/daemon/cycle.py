@@ -1,0 +1,74 @@
+"""A cycle: end the session, give the home back as its template has it, log the user in again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from . import home as program
+from .overlay import Home
+from .session import Session, Stuck
+
+
+class Cycle:
+    """One run. `result` fills as it goes, so that a failure too is reported with all that was measured."""
+
+    def __init__(self, home: Home, session: Session, args: dict[str, Any]) -> None:
+        self.home, self.session, self.args = home, session, args
+        self.phases: dict[str, int] = {}
+        self.result: dict[str, Any] = {"phases_ms": self.phases, "expected": args["home_digest"]}
+        self.discarded: list[int] = []
+        self.started = self.last = time.monotonic()
+
+    def phase(self, name: str) -> None:
+        now = time.monotonic()
+        self.phases[name] = round((now - self.last) * 1000)
+        self.last = now
+
+    def run(self, fetch: Callable[[str, int, str], None]) -> None:
+        """As far as the new session. After a failure the login stays held: better nobody than somebody's data."""
+        self.home.prepare(self.args["home"], self.args["home_bytes"], fetch)
+        self.result["template"] = self.args["home"]
+        self.started = self.last = time.monotonic()
+        before = self.session.logins()
+        self.session.hold(True)
+        killed = self.session.kill()
+        self.session.sweep()
+        self.phase("kill")
+        self.discarded = self.home.discard()
+        self.phase("unmount")
+        self.home.restore()
+        self.phase("restore")
+        self.result["killed"] = killed + self.session.kill()  # cron may just have been about to
+        self.result["after"] = self.home.measure()
+        self.phase("verify")
+        if self.result["after"] != self.args["home_digest"]:
+            raise Stuck(
+                "The restored home does not have the digest of its template; a restart makes it anew."
+            )
+        self.result["session"] = self.session.login(before)
+        self.phase("login")
+        self.phases["total"] = round((self.last - self.started) * 1000)
+
+    def account(self) -> None:
+        """Measure what was thrown away, then let go of it: by a process of its own, for the next user is at work.
+
+        Where there was no home to throw away (an interrupted cycle had done so already), nothing is claimed.
+        """
+        self.result.update({"before": "", "files": None, "bytes": None})
+        if self.discarded:
+            paths = [f"/proc/self/fd/{fd}" for fd in self.discarded]
+            command = [sys.executable, "-E", "-s", program.__file__, "account", *paths]
+            counted = subprocess.run(command, pass_fds=self.discarded, stdout=subprocess.PIPE, check=False)
+            if counted.returncode == 0:
+                self.result.update(json.loads(counted.stdout))
+        for fd in self.discarded:
+            os.close(fd)
+        self.discarded = []
+        self.session.empty_trash()
+        self.home.forget_others()

@@ -1,0 +1,122 @@
+"""The home as an overlay: the template's squashfs below, a tmpfs of its own above, so that a restore is two mounts.
+
+mount(2) and umount2(2) are called by way of libc: a fork of mount(8) costs more than the restore itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Callable
+
+from .home import entries, file_digest, tree_digest
+
+BASE = "/run/fleet/home"
+NOSUID, NODEV = 0x2, 0x4
+DETACH = 0x2  # umount2(2): out of sight at once, gone when the last user lets go
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def mount(kind: str, target: str, options: str) -> None:
+    flags = ctypes.c_ulong(NOSUID | NODEV)
+    if libc.mount(kind.encode(), os.fsencode(target), kind.encode(), flags, os.fsencode(options)):
+        raise OSError(ctypes.get_errno(), f"mount {kind}: {os.strerror(ctypes.get_errno())}", target)
+
+
+def detach(target: str) -> None:
+    """Take every mount off `target`, with all below it; none there is as good."""
+    while os.path.ismount(target):
+        if libc.umount2(os.fsencode(target), DETACH):
+            raise OSError(ctypes.get_errno(), f"umount: {os.strerror(ctypes.get_errno())}", target)
+
+
+def mounts() -> list[tuple[str, str]]:
+    """(mount point, options of its file system), oldest first; proc(5), mountinfo."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        halves = [line.rstrip("\n").partition(" - ")[::2] for line in lines]
+    return [
+        (re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), left.split(" ")[4]), right)
+        for left, right in halves
+    ]
+
+
+class Home:
+    """The home at `path`. `boot_template` is the SHA-256 of the squashfs that the initrd mounted."""
+
+    def __init__(self, path: str, boot_template: str, percent: str) -> None:
+        self.path, self.boot_template, self.percent = path, boot_template, percent
+        self.template, self.contents = "", dict[bytes, str]()
+
+    def place(self, template: str) -> tuple[str, str]:
+        """(mount point, file) of a template."""
+        if template == self.boot_template:
+            return f"{BASE}/template", "/run/fleet/home.squashfs"
+        return f"{BASE}/{template}", f"{BASE}/{template}.squashfs"
+
+    def prepare(self, template: str, size: int, fetch: Callable[[str, int, str], None]) -> None:
+        """Have the template mounted, and the SHA-256 of each of its files measured; both only once."""
+        if template == self.template:
+            return
+        point, file = self.place(template)
+        if not os.path.exists(file):
+            fetch(template, size, file)
+        if file_digest(file) != template:
+            raise OSError(f"{file} is not the template {template}.")
+        if not os.path.ismount(point):
+            os.makedirs(point, mode=0o700, exist_ok=True)
+            subprocess.run(["mount", "-t", "squashfs", "-o", "ro,loop,nosuid,nodev", file, point], check=True)
+        tree = os.fsencode(point)
+        paths = [(path, os.path.join(tree, path)) for path in entries(tree)]
+        self.contents = {
+            path: file_digest(full) for path, full in paths if stat.S_ISREG(os.lstat(full).st_mode)
+        }
+        self.template = template
+
+    def discard(self) -> list[int]:
+        """Take the home away. Its descriptors (all of it, its upper layer) keep it readable until they are closed."""
+        kept = []
+        if os.path.ismount(self.path) and os.path.ismount(f"{BASE}/upper"):
+            kept = [
+                os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (self.path, f"{BASE}/upper/upper")
+            ]
+        detach(self.path)
+        detach(f"{BASE}/upper")
+        return kept
+
+    def restore(self) -> None:
+        """Mount a home that has only the template in it."""
+        point, _ = self.place(self.template)
+        upper, work = f"{BASE}/upper/upper", f"{BASE}/upper/work"
+        os.makedirs(f"{BASE}/upper", exist_ok=True)
+        mount("tmpfs", f"{BASE}/upper", f"size={self.percent}%,mode=0700")
+        os.mkdir(upper)
+        os.mkdir(work)
+        root = os.stat(point)  # overlayfs shows the attributes of the upper root, not those of the lower one
+        os.chown(upper, root.st_uid, root.st_gid)
+        os.chmod(upper, stat.S_IMODE(root.st_mode))
+        for name in os.listxattr(point):
+            os.setxattr(upper, name, os.getxattr(point, name))
+        mount("overlay", self.path, f"lowerdir={point},upperdir={upper},workdir={work}")
+
+    def measure(self) -> str:
+        """Tree digest of the home as it is mounted now.
+
+        All of its entries are read, but the contents of files taken from `prepare`: they can come from nowhere but
+        the read-only template while the upper layer is empty. Where it is not, contents are read too.
+        """
+        untouched = not os.listdir(f"{BASE}/upper/upper")
+        return tree_digest(self.path, self.contents if untouched else None)
+
+    def forget_others(self) -> None:
+        """Unmount templates that no home uses any more, and remove their files."""
+        point, _ = self.place(self.template)
+        for other, _ in mounts():
+            if os.path.dirname(other) == BASE and other not in (point, f"{BASE}/upper"):
+                detach(other)
+                file = "/run/fleet/home.squashfs" if other.endswith("/template") else other + ".squashfs"
+                if os.path.exists(file):
+                    os.unlink(file)
