@@ -29,9 +29,7 @@ GOAL = 0.4  # of the best peer's busy time
 _INSIDE = "--inside-namespace"
 # A network with nothing but its own loopback, a /run of its own (rpcbind's socket is there), and processes
 # that all die with the bench.
-_NAMESPACE = (
-    'mount -t tmpfs tmpfs /run && ip link set lo up && exec "$@"'  # /run: of this mount namespace only
-)
+_NAMESPACE = 'mount -t tmpfs tmpfs /run && ip link set lo up && exec "$@"'  # /run: of this mount namespace only
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -103,9 +101,7 @@ def measure(names: list[str], runs: int) -> None:
             progress(f"{name}: boot {run} of {runs}")
             with tempfile.TemporaryDirectory(prefix="boot-", dir=CACHE) as scratch:
                 measured.append(BOOTS[name](name, Path(scratch), CACHE / "log" / f"{name}.log"))
-            progress(
-                f"{name}: {measured[-1].busy_s:.2f} s busy, login prompt at {measured[-1].login_s:.2f} s"
-            )
+            progress(f"{name}: {measured[-1].busy_s:.2f} s busy, login prompt at {measured[-1].login_s:.2f} s")
         result[name] = {
             "busy_s": round(statistics.median(one.busy_s for one in measured), 2),
             "login_s": round(statistics.median(one.login_s for one in measured), 2),

@@ -14,10 +14,11 @@ from tests.bench.report import progress
 # Every instruction takes 1 ns of the guest's clock, and an idle guest jumps to its next timer: what the guest
 # measures does not depend on the load of the host. Without the two CPU flags TCG runs the kernel's clear_page
 # (rep stos) so slowly after a large initrd was freed that it would be held against those who have one.
-MACHINE = (
-    "-M q35 -accel tcg,thread=single -icount shift=0,sleep=off -cpu max,erms=off,fsrm=off -smp cpus=1 -m 2048"
-    " -rtc base=2026-01-01T00:00:00,clock=vm -nodefaults -vga cirrus -display none -serial stdio -no-reboot"
-).split()
+MACHINE = [
+    *("-M", "q35", "-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-smp", "cpus=1"),
+    *("-cpu", "max,erms=off,fsrm=off", "-m", "2048", "-rtc", "base=2026-01-01T00:00:00,clock=vm"),
+    *("-nodefaults", "-vga", "cirrus", "-display", "none", "-serial", "stdio", "-no-reboot"),
+]
 MAC = "52:54:00:be:9c:01"
 HOST = "10.0.2.2"  # QEMU's user network: the guest's name for our loopback
 CONSOLE = "console=ttyS0 quiet"  # the same for all: a chatty console costs
@@ -84,9 +85,7 @@ def _console(argv: list[str], log: Path) -> str:
     text = bytearray()
     with (
         log.open("wb") as file,
-        subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as qemu,
+        subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as qemu,
         selectors.DefaultSelector() as selector,
     ):
         assert qemu.stdout is not None

@@ -65,9 +65,7 @@ def built(system: System, cache: Path) -> Path:
         _bootstrap(system, work)
         tree = work / "tree"
         shutil.copyfile(next((tree / "boot").glob("vmlinuz-*")), work / "ready/kernel")
-        for file in (
-            tree / "boot"
-        ).iterdir():  # as in our images: who boots over the network has them already
+        for file in (tree / "boot").iterdir():  # as in our images: who boots over the network has them already
             file.unlink()
         progress(f"{system.name}: packs the tree")
         _run(squashfs.command(tree, work / "ready/root.squashfs", _EPOCH), work)
