@@ -14,11 +14,14 @@ from pathlib import Path
 from images.builder.chroot import inside
 
 # They look after a disk, a package database or a first boot; on a client each is forgotten at power-off.
+# Some cost more than themselves: systemd-repart pulls in two modprobes, the mount of configfs (for targets and
+# gadgets, which a client never is) a third.
 UNITS = (
     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
     "e2scrub_reap.service", "fstrim.timer", "man-db.timer", "systemd-firstboot.service",
     "systemd-journal-flush.service", "systemd-pstore.service", "systemd-random-seed.service",
-    "systemd-remount-fs.service",
+    "systemd-remount-fs.service", "systemd-repart.service", "systemd-update-utmp-runlevel.service",
+    "sys-kernel-config.mount",
 )  # fmt: skip
 
 # Generator → the file that gives it work; "" is for those that only ever look at disks and boot loaders.
