@@ -1,4 +1,8 @@
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
 from django.utils import timezone
@@ -6,6 +10,10 @@ from django.utils import timezone
 from fleet.models import ClientClass, Site
 from fleet.querysets import ScopedQuerySet
 from fleet.transitions import status_constraint
+from images.builder.errors import RecipeError
+from images.builder.manifest import Manifest
+from images.builder.recipe import Hook, Recipe, RecipeFile
+from images.builder.volatile import DEFAULTS, parse_rules
 
 hex_digest = RegexValidator(r"^[0-9a-f]{64}$", "A SHA-256 digest in hex.")
 
@@ -28,6 +36,8 @@ class Image(models.Model):
     name = models.CharField(max_length=80)
     family = models.CharField(max_length=10, choices=[("debian", "Debian")], default="debian")
     suite = models.CharField(max_length=30, default="bookworm")
+    components = models.CharField(max_length=100, default="main", help_text="Of the archive: main contrib non-free.")
+    mirror = models.CharField(max_length=200, blank=True, help_text="Of the archive. Empty: the server's own.")
     packages = models.TextField(blank=True, help_text="One per line, beside those every client needs.")
     volatile = models.TextField(
         blank=True,
@@ -44,6 +54,40 @@ class Image(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def clean(self) -> None:
+        """Name what could not be built while it is typed. Its files see to themselves."""
+        try:
+            self._recipe()
+        except RecipeError as error:
+            field = {"name": "slug"}.get(error.field, error.field)
+            raise ValidationError({field: str(error).removeprefix(f"{error.field}: ")}) from error
+
+    def recipe(self) -> Recipe:
+        """The whole recipe: this row, its files and its hooks. Raises RecipeError naming the field."""
+        files = list(self.recipe_files.order_by("path"))
+        return self._recipe(
+            files=tuple(file.entry() for file in files if not file.in_home),
+            home_files=tuple(file.entry() for file in files if file.in_home),
+            hooks=tuple(
+                Hook(f"hook-{number}", hook.script.replace("\r\n", "\n"))
+                for number, hook in enumerate(self.recipe_hooks.order_by("position", "pk"), 1)
+            ),
+        )
+
+    def _recipe(self, **parts: Any) -> Recipe:
+        return Recipe(
+            name=self.slug,
+            suite=self.suite,
+            family=self.family,
+            components=tuple(self.components.split()),
+            mirror=self.mirror,
+            packages=tuple(self.packages.split()),
+            volatile=parse_rules(self.volatile) or DEFAULTS[self.family],
+            user=self.user,
+            uid=self.uid,
+            **parts,
+        )
 
 
 class ImageFile(models.Model):
@@ -68,6 +112,24 @@ class ImageFile(models.Model):
     def __str__(self) -> str:
         return self.path
 
+    def clean(self) -> None:
+        try:
+            file = self.entry()
+            where = {"home_files" if self.in_home else "files": [file.to_dict()]}
+            Recipe.from_dict({"name": "x", "suite": "x", **where})
+        except ValueError:
+            return  # the mode's own validator has told
+        except RecipeError as error:
+            raise ValidationError({"path": str(error).removeprefix(f"{error.field}: ")}) from error
+
+    @property
+    def in_home(self) -> bool:
+        return self.path.startswith("~/")
+
+    def entry(self) -> RecipeFile:
+        """The file as the builder takes it; browsers send text with CRLF, no system wants it."""
+        return RecipeFile(self.path.removeprefix("~/"), self.content.replace("\r\n", "\n"), int(self.mode, 8))
+
 
 class ImageHook(models.Model):
     """A shell script run in the chroot once packages and files are there."""
@@ -77,7 +139,7 @@ class ImageHook(models.Model):
 
     image = models.ForeignKey(Image, on_delete=models.CASCADE, related_name="recipe_hooks")
     position = models.PositiveSmallIntegerField(default=10)
-    script = models.TextField(help_text="Run by /bin/sh -eu in the chroot.")
+    script = models.TextField(help_text="Run by /bin/sh -eu in the chroot; the output is a step of the build.")
 
     objects = ScopedQuerySet["ImageHook"].as_manager()
 
@@ -109,7 +171,7 @@ class ImageVersion(models.Model):
 
     SITE = "image__site"
     SHARED = True
-    TRANSITIONS = {
+    TRANSITIONS: Mapping[str, Sequence[str]] = {
         VersionStatus.BUILDING: [VersionStatus.QUEUED],
         VersionStatus.READY: [VersionStatus.BUILDING],
         VersionStatus.FAILED: [VersionStatus.QUEUED, VersionStatus.BUILDING],
@@ -125,6 +187,7 @@ class ImageVersion(models.Model):
     reason = models.CharField(max_length=200, blank=True)
     requested_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
     requested_at = models.DateTimeField(default=timezone.now)
+    sent_at = models.DateTimeField(default=timezone.now, help_text="When its message last went to the queue.")
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
     digest = models.CharField(max_length=64, blank=True)
@@ -151,6 +214,11 @@ class ImageVersion(models.Model):
     def __str__(self) -> str:
         return f"{self.image.slug}-{self.number}"
 
+    @property
+    def contents(self) -> Manifest | None:
+        """The artefacts, packages and sizes of a ready version."""
+        return Manifest.from_dict(self.manifest) if self.manifest else None
+
 
 class BuildStep(models.Model):
     """One step of a build: what ran, what it printed, how it ended."""
@@ -165,6 +233,7 @@ class BuildStep(models.Model):
     command = models.TextField(blank=True, help_text="As it can be pasted into a shell.")
     output = models.TextField(blank=True)
     exit_code = models.IntegerField(null=True)
+    failed = models.BooleanField(default=False)
     done = models.PositiveIntegerField(default=0)
     total = models.PositiveIntegerField(default=0)
     started_at = models.DateTimeField(default=timezone.now)
@@ -209,6 +278,9 @@ class Release(models.Model):
 
     client_class = models.ForeignKey(ClientClass, on_delete=models.CASCADE, related_name="releases")
     version = models.ForeignKey(ImageVersion, on_delete=models.PROTECT, related_name="releases")
+    restores = models.ForeignKey(
+        "self", null=True, on_delete=models.SET_NULL, related_name="+", help_text="The earlier release it goes back to."
+    )
     home = models.ForeignKey(HomeTemplate, on_delete=models.PROTECT, related_name="releases")
     current = models.BooleanField(default=True)
     released_at = models.DateTimeField(default=timezone.now)

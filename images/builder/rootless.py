@@ -45,9 +45,9 @@ def build(recipe: Recipe, arguments: Sequence[str], steps: Steps) -> Manifest:
     )
     with process, ExitStack() as cleanup:
         cleanup.callback(process.kill)
-        assert process.stdin is not None  # noqa: S101 - piped above; these are for the types
-        assert process.stdout is not None  # noqa: S101
-        assert process.stderr is not None  # noqa: S101
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         try:
             with process.stdin:
                 json.dump(recipe.to_dict(), process.stdin)

@@ -139,7 +139,7 @@ class Running:
         return output
 
     def _lines(self) -> Iterator[str]:
-        assert self._process.stdout is not None  # noqa: S101 - given to Popen above; this is for the type
+        assert self._process.stdout is not None
         pipe = self._process.stdout.fileno()
         rest = b""
         with selectors.DefaultSelector() as selector:

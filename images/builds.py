@@ -1,0 +1,174 @@
+"""What a worker does: it builds a queued version and moves it to its end. And what the clock does for lost workers.
+
+A build holds a lock on a file of its version while it lives. The kernel drops it at whatever end, so a version that is
+building while its lock is free has lost its worker. The workers of ``builds`` and the clock share one host and its
+BUILD_WORK.
+"""
+
+import fcntl
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+
+from django.conf import settings
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from fleet import audit
+from fleet.exceptions import WrongState
+from fleet.transitions import move
+from images.builder import director
+from images.builder.errors import BuildError, DiskFull, RecipeError
+from images.builder.manifest import Manifest
+from images.builder.recipe import Recipe
+from images.builder.store import Store
+from images.follower import Cancelled, Follower
+from images.models import BuildStep, HomeTemplate, ImageVersion, VersionStatus
+
+log = logging.getLogger(__name__)
+
+WORKER = "builds"  # the actor in the audit log
+SEND_AGAIN = timedelta(seconds=20)
+
+
+def context(*, keep: bool = False) -> director.Context:
+    """Where versions are built, by the settings."""
+    return director.Context(settings.BUILD_WORK, Store(settings.STORE), settings.DAEMON, keep=keep)
+
+
+@contextmanager
+def held(version: int) -> Iterator[bool]:
+    """Hold the lock of a version's build; yields False when another process holds it."""
+    locks: Path = settings.BUILD_WORK / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    path = locks / str(version)
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            yield False
+            return
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(lock).st_ino:
+                break
+        os.close(lock)  # its last holder removed it between our opening and our locking
+    try:
+        yield True
+    finally:
+        path.unlink()
+        os.close(lock)
+
+
+def run(pk: int, tell: Callable[[str], object] = log.debug) -> list[int]:
+    """Build the queued version ``pk``; returns the versions that waited for it. ``tell`` is told of each step.
+
+    Does nothing when it is not queued any more, when another worker has it, or while its image has another build.
+    """
+    with held(pk) as mine:
+        version = ImageVersion.objects.select_related("image__site").filter(pk=pk).first()
+        if not mine or version is None or version.status != VersionStatus.QUEUED:
+            return []
+        try:
+            with transaction.atomic():
+                move(version, VersionStatus.BUILDING, started_at=timezone.now())
+        except (WrongState, IntegrityError) as error:  # the database lets an image have one build at a time
+            log.info("%s is not built now: %s", version, error)
+            return []
+        try:
+            _build(version, tell)
+        except WrongState:
+            log.info("%s was cancelled when it was nearly done.", version)
+    waiting = ImageVersion.objects.filter(image=version.image, status=VersionStatus.QUEUED).order_by("number")
+    return list(waiting.values_list("pk", flat=True)[:1])
+
+
+def _build(version: ImageVersion, tell: Callable[[str], object]) -> None:
+    place, follower = context(), Follower(version, tell)
+    try:
+        with follower, follower.cancellable():
+            recipe = Recipe.from_dict(version.recipe)
+            manifest = director.build(recipe, place, follower)
+    except Cancelled:
+        director.sweep_up(place)
+    except BuildError as error:
+        _fail(version, _explain(version, error, follower.failed_step))
+    except Exception as error:
+        _fail(version, f"The build broke off by a fault of the server: {type(error).__name__}: {error}. See its log.")
+        raise
+    else:
+        _finish(version, manifest)
+
+
+@transaction.atomic
+def _finish(version: ImageVersion, manifest: Manifest) -> None:
+    HomeTemplate.objects.get_or_create(
+        image=version.image,
+        sha256=manifest.home.sha256,
+        defaults={"bytes": manifest.home.bytes, "tree_digest": manifest.home_digest},
+    )
+    move(
+        version,
+        VersionStatus.READY,
+        digest=manifest.digest,
+        manifest=manifest.to_dict(),
+        finished_at=timezone.now(),
+    )
+    audit.record("version.ready", version, site=version.image.site, actor=WORKER, digest=manifest.digest)
+
+
+@transaction.atomic
+def _fail(version: ImageVersion, failure: str) -> None:
+    move(version, VersionStatus.FAILED, failure=failure.replace("\0", ""), finished_at=timezone.now())
+    BuildStep.objects.filter(version=version, finished_at=None).update(failed=True, finished_at=timezone.now())
+    audit.record(
+        "version.failed", version, site=version.image.site, actor=WORKER, failure=failure.splitlines()[0][:500]
+    )
+
+
+def _explain(version: ImageVersion, error: BuildError, step: BuildStep | None) -> str:
+    """What failed, the command, and what to do next."""
+    match error:
+        case DiskFull():
+            return f"The disk was full. {error}"
+        case RecipeError():
+            next_step = f"Correct the {error.field.replace('_', ' ')} of the recipe and build again."
+        case _:
+            next_step = "If the same happens again, the command below tells more when it is run by hand."
+    text = f"{step.title if step else 'The build'}: {error}\n\n{next_step}"
+    if step and step.command:
+        text += (
+            f"\n\nThe failing command:\n{step.command}\n\n"
+            f"To replay it: `manage.py image replay {version}` builds up to it and leaves its directory."
+        )
+    return text
+
+
+def fail_lost() -> None:
+    """Fail the versions whose worker was lost, and remove what their builds left."""
+    lost = False
+    for version in ImageVersion.objects.filter(status=VersionStatus.BUILDING).select_related("image__site"):
+        with held(version.pk) as free:
+            if not free:
+                continue
+            try:
+                _fail(version, "Its worker was lost in mid-build (killed, or the server restarted). Try it again.")
+            except WrongState:
+                continue  # it ended while we looked
+            lost = True
+    if lost:
+        director.sweep_up(context())
+
+
+def overdue() -> list[int]:
+    """Queued versions that could be building but wait: their messages may be lost, so they are to be sent again."""
+    now = timezone.now()
+    busy = ImageVersion.objects.filter(status=VersionStatus.BUILDING).values("image")
+    waiting = ImageVersion.objects.filter(status=VersionStatus.QUEUED, sent_at__lt=now - SEND_AGAIN)
+    keys = list(waiting.exclude(image__in=busy).order_by("requested_at").values_list("pk", flat=True))
+    ImageVersion.objects.filter(pk__in=keys).update(sent_at=now)
+    return keys

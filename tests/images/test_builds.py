@@ -1,0 +1,294 @@
+"""Builds by a real Celery worker, with real mmdebstrap, into a real store."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from django.db import connection
+from django.utils import timezone
+
+from fleet.models import AuditEntry
+from images import builds, services, tasks
+from images.builder import director
+from images.builder.manifest import Manifest
+from images.builder.store import Store
+from images.follower import Output
+from images.models import HomeTemplate, Image, ImageHook, ImageVersion, VersionStatus
+from tests.images.versions import make_image, make_version
+from tests.services import PROJECT, celery_sends_to, celery_worker, database_url, redis_server, wait_for
+from tests.world import World, make_world
+
+RAN = (VersionStatus.READY, VersionStatus.FAILED, VersionStatus.CANCELLED)
+
+
+@dataclass
+class Room:
+    """Where a test's versions are built, and who works there."""
+
+    place: Path
+    environment: dict[str, str]
+    world: World
+
+    @property
+    def store(self) -> Store:
+        return Store(self.place / "store")
+
+    @contextmanager
+    def worker(self) -> Iterator[int]:
+        with celery_worker("builds", self.environment) as worker:
+            yield worker.pid
+            self.log = worker.log
+
+    def files(self) -> list[Path]:
+        """What is left of builds: every file and mount below the place, and every process with business there."""
+        return [path for path in self.place.rglob("*") if not path.is_dir()]
+
+    def is_mounted(self) -> bool:
+        return str(self.place) in "".join(_readable(Path("/proc").glob("[0-9]*/mountinfo")))
+
+    def processes(self) -> list[str]:
+        """Command lines that name the place, and processes whose root or working directory is in it."""
+        found = [words for words in _readable(Path("/proc").glob("[0-9]*/cmdline")) if str(self.place) in words]
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                found += [str(path)] * (str(self.place) in os.readlink(path / "root") + os.readlink(path / "cwd"))
+            except OSError:
+                continue
+        return found
+
+
+def _readable(paths: Iterator[Path]) -> Iterator[str]:
+    for path in paths:
+        try:
+            yield path.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+
+
+@pytest.fixture
+def room(transactional_db: None, tmp_path: Path, settings: pytest.MonkeyPatch) -> Iterator[Room]:
+    with redis_server() as redis, celery_sends_to(redis.url):
+        environment = {
+            "FLEET_REDIS_URL": redis.url,
+            "FLEET_STORE": str(tmp_path / "store"),
+            "FLEET_BUILD_WORK": str(tmp_path / "work"),
+        }
+        settings.STORE, settings.BUILD_WORK = tmp_path / "store", tmp_path / "work"  # type: ignore[attr-defined]
+        yield Room(tmp_path, environment, make_world())
+
+
+def until(version: ImageVersion, *statuses: VersionStatus, seconds: float = 300) -> None:
+    def reached() -> bool:
+        version.refresh_from_db()
+        assert version.status in statuses or version.status not in RAN, version.failure
+        return version.status in statuses
+
+    wait_for(reached, f"{version} is {' or '.join(statuses)}", seconds)
+
+
+def installing(version: ImageVersion) -> bool:
+    """Packages are being unpacked in the chroot."""
+    return version.steps.filter(name="bootstrap", done__gt=20).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.build
+@pytest.mark.root
+def test_a_worker_builds_a_version_and_its_steps_stream_into_rows(room: Room) -> None:
+    image = make_image(room.world.clubroom, packages="tmux")
+    ImageHook.objects.create(image=image, script="echo the hook ran")
+    with room.worker():
+        version = services.request_build(image, room.world.vera)
+        wait_for(lambda: installing(version), "output and progress of a step under way", 120)
+        under_way = version.steps.get(name="bootstrap")
+        assert "mmdebstrap" in under_way.command
+        assert under_way.output
+        assert under_way.finished_at is None
+        until(version, VersionStatus.READY)
+    names = list(version.steps.values_list("name", flat=True))
+    assert names == ["bootstrap", "configure", "hook-1", "finish", "root", "plan", "home", "initrd", "store"]
+    assert not version.steps.filter(finished_at=None).exists()
+    assert not version.steps.filter(failed=True).exists()
+    hook = version.steps.get(name="hook-1")
+    assert (hook.exit_code, hook.output.splitlines()[-1]) == (0, "the hook ran")
+    manifest = Manifest.load(room.store, version.digest)
+    assert manifest == version.contents
+    assert "tmux" in {package.name for package in manifest.packages}
+    assert list(room.store.verify()) == []
+    home = HomeTemplate.objects.get(image=image)
+    assert (home.sha256, home.tree_digest) == (manifest.home.sha256, manifest.home_digest)
+    assert [path.name for path in (room.place / "work").rglob("*")] == ["locks"]
+    assert AuditEntry.objects.get(action="version.ready").detail == {"digest": version.digest}
+
+
+@pytest.mark.slow
+@pytest.mark.build
+@pytest.mark.root
+def test_a_worker_killed_in_mid_build_leaves_a_failed_version_and_nothing_else(room: Room) -> None:
+    with celery_worker("builds", room.environment) as worker:
+        version = services.request_build(make_image(room.world.clubroom), room.world.vera)
+        wait_for(lambda: installing(version), "packages are being installed", 120)
+        wait_for(room.is_mounted, "something is mounted in the chroot", 30)
+        builds.fail_lost()
+        version.refresh_from_db()
+        assert version.status == VersionStatus.BUILDING
+        worker.kill()
+    wait_for(lambda: not room.processes() and not room.is_mounted(), "no process, no mount is left")
+    tasks.tick()
+    tasks.tick()
+    version.refresh_from_db()
+    assert (version.status, version.failure[:26]) == (VersionStatus.FAILED, "Its worker was lost in mid")
+    assert version.steps.get().failed
+    assert room.files() == []
+    assert AuditEntry.objects.filter(action="version.failed").count() == 1
+
+
+@pytest.mark.slow
+@pytest.mark.build
+@pytest.mark.root
+def test_a_cancelled_build_ends_at_once_and_leaves_nothing(room: Room) -> None:
+    image = make_image(room.world.clubroom)
+    with room.worker():
+        version = services.request_build(image, room.world.vera)
+        wait_for(lambda: installing(version), "packages are being installed", 120)
+        services.cancel_build(version, room.world.vera, "wrong image")
+        wait_for(lambda: not room.processes(), "its commands are killed", 5)
+        wait_for(lambda: room.files() == [], "its directory is removed", 20)
+    version.refresh_from_db()
+    assert (version.status, version.digest) == (VersionStatus.CANCELLED, "")
+    assert version.steps.get().failed
+
+
+@pytest.mark.slow
+@pytest.mark.build
+@pytest.mark.root
+def test_a_package_that_does_not_exist_and_a_hook_that_fails_are_named(room: Room) -> None:
+    wrong = make_image(room.world.clubroom, "wrong", packages="no-such-game")
+    hooked = make_image(room.world.clubroom, "hooked")
+    ImageHook.objects.create(image=hooked, script="echo looking\nno-such-command --now\n")
+    with room.worker():
+        first = services.request_build(wrong, room.world.vera)
+        second = services.request_build(hooked, room.world.vera)
+        until(first, VersionStatus.FAILED)
+        until(second, VersionStatus.FAILED)
+    assert "has no package no-such-game" in first.failure
+    assert "Correct the packages of the recipe" in first.failure
+    step = second.steps.get(name="hook-1")
+    assert (step.failed, step.exit_code) == (True, 127)
+    assert "no-such-command: not found" in second.failure
+    assert f"The failing command:\n{step.command}" in second.failure
+    assert f"manage.py image replay {second}" in second.failure
+    assert room.files() == []
+
+
+@pytest.mark.slow
+@pytest.mark.build
+@pytest.mark.root
+def test_a_full_disk_is_told_as_such(room: Room) -> None:
+    work = room.place / "work"
+    work.mkdir(exist_ok=True)
+    version = make_version(make_image(room.world.clubroom), VersionStatus.QUEUED)
+    script = 'mount -t tmpfs -o size=100m tmpfs "$0" && exec "$@"'
+    run = f"import django; django.setup(); from images import builds; builds.run({version.pk})"
+    argv = ["unshare", "--mount", "sh", "-c", script, str(work), sys.executable, "-c", run]
+    variables = {**os.environ, **room.environment, "FLEET_DATABASE_URL": database_url()}
+    subprocess.run(argv, cwd=PROJECT, check=True, env=variables | {"DJANGO_SETTINGS_MODULE": "fleet.settings"})
+    version.refresh_from_db()
+    assert (version.status, version.failure[:18]) == (VersionStatus.FAILED, "The disk was full.")
+    assert "make room and build again" in version.failure
+
+
+@pytest.mark.slow
+@pytest.mark.build
+@pytest.mark.root
+def test_a_lost_message_costs_a_delay_and_one_build_of_an_image_runs_at_a_time(room: Room) -> None:
+    image = make_image(room.world.clubroom, packages="no-such-game")
+    first, second = (make_version(image, VersionStatus.QUEUED, recipe=image.recipe().to_dict()) for _ in range(2))
+    assert builds.overdue() == []
+    ImageVersion.objects.update(sent_at=timezone.now() - timedelta(minutes=1))
+    with room.worker():
+        tasks.tick()
+        until(first, VersionStatus.FAILED, seconds=60)
+        until(second, VersionStatus.FAILED, seconds=60)
+    assert builds.overdue() == []
+    assert first.finished_at
+    assert second.started_at
+    assert second.started_at >= first.finished_at
+
+
+def test_a_version_waits_while_its_image_has_another_build(world: World) -> None:
+    image: Image = make_image(world.clubroom)
+    make_version(image, VersionStatus.BUILDING)
+    waiting = make_version(image, VersionStatus.QUEUED, sent_at=timezone.now() - timedelta(minutes=1))
+    assert builds.overdue() == []
+    tasks.build(waiting.pk)
+    waiting.refresh_from_db()
+    assert waiting.status == VersionStatus.QUEUED
+
+
+def test_a_build_that_ended_is_not_built_again(world: World) -> None:
+    version = make_version(make_image(world.clubroom), VersionStatus.CANCELLED)
+    tasks.build(version.pk)
+    tasks.build(10**6)
+    version.refresh_from_db()
+    assert version.status == VersionStatus.CANCELLED
+    assert not version.steps.exists()
+
+
+def test_a_lock_is_held_once_and_free_after(settings: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings.BUILD_WORK = tmp_path  # type: ignore[attr-defined]
+    with builds.held(1) as mine, builds.held(1) as other, builds.held(2) as different:
+        assert (mine, other, different) == (True, False, True)
+    with builds.held(1) as again:
+        assert again
+    assert list((tmp_path / "locks").iterdir()) == []
+
+
+def test_output_keeps_its_head_and_its_tail() -> None:
+    output = Output(head=10, tail=20)
+    for number in range(1000):
+        output.add(f"{number:03}\n")
+    output.add("\0")
+    text = str(output)
+    assert text.startswith("000\n001\n\n… ")
+    assert text.endswith("998\n999\n\N{REPLACEMENT CHARACTER}")
+    assert len(text) < 80
+
+
+@pytest.mark.slow
+def test_a_silent_build_is_broken_off_and_writes_twice_a_second_at_most(
+    transactional_db: None, monkeypatch: pytest.MonkeyPatch, settings: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings.STORE, settings.BUILD_WORK = tmp_path / "store", tmp_path / "work"  # type: ignore[attr-defined]
+    world = make_world()
+    version = make_version(make_image(world.clubroom), VersionStatus.QUEUED)
+
+    def cancel() -> None:
+        wait_for(lambda: version.steps.filter(output__contains="line 1999").exists(), "the step's output")
+        services.cancel_build(ImageVersion.objects.get(pk=version.pk), world.vera)
+        connection.close()
+
+    def build(recipe: object, place: object, follower: object) -> None:
+        with follower.step("chatty", "Says much, then nothing") as step:  # type: ignore[attr-defined]
+            for number in range(2000):
+                step.output(f"line {number}\n")
+            time.sleep(30)
+
+    monkeypatch.setattr(director, "build", build)
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    started = time.monotonic()
+    builds.run(version.pk)
+    canceller.join()
+    assert time.monotonic() - started < 5
+    version.refresh_from_db()
+    assert version.status == VersionStatus.CANCELLED
+    assert version.steps.get().failed

@@ -1,0 +1,49 @@
+"""Images and versions for tests that need no build."""
+
+import hashlib
+from typing import Any
+
+from django.db.models import Max
+
+from fleet.models import Site
+from images.builder.chroot.debian import Package
+from images.builder.manifest import Manifest
+from images.builder.store import Artefact
+from images.models import HomeTemplate, Image, ImageVersion, VersionStatus
+
+
+def make_image(site: Site | None, slug: str = "gamer", **fields: Any) -> Image:
+    return Image.objects.create(site=site, slug=slug, name=f"{slug.capitalize()} image", **fields)
+
+
+def make_manifest(salt: str = "") -> Manifest:
+    """What a build would leave, without its artefacts."""
+
+    def artefact(part: str) -> Artefact:
+        return Artefact(hashlib.sha256(f"{part}{salt}".encode()).hexdigest(), 1000)
+
+    return Manifest(
+        kernel=artefact("kernel"),
+        initrd=artefact("initrd"),
+        root=artefact("root"),
+        plan=artefact("plan"),
+        home=artefact("home"),
+        home_digest="ab" * 32,
+        kernel_release="6.1.0-1-amd64",
+        packages=(Package("bash", "5.2", "amd64"), Package("tmux", "3.3a", "amd64")),
+        volatile={"directories": 1, "copies": 2, "symlinks": 3, "bytes": 4},
+        unpacked_bytes=5000,
+    )
+
+
+def make_version(image: Image, status: VersionStatus = VersionStatus.READY, **fields: Any) -> ImageVersion:
+    """A version in any state; a ready one has a manifest and a home template."""
+    number = (ImageVersion.objects.filter(image=image).aggregate(last=Max("number"))["last"] or 0) + 1
+    values: dict[str, Any] = {"number": number, "recipe": image.recipe().to_dict(), "status": status}
+    if status == VersionStatus.READY:
+        manifest = make_manifest(f"{image.slug}-{number}")
+        values |= {"manifest": manifest.to_dict(), "digest": manifest.digest}
+        HomeTemplate.objects.create(
+            image=image, sha256=manifest.home.sha256, bytes=1000, tree_digest=manifest.home_digest
+        )
+    return ImageVersion.objects.create(image=image, **(values | fields))
