@@ -40,15 +40,16 @@ class Agent:
         self.home = Home(f"/home/{plan['user']}", plan["home"], plan["home_percent"])
         self.session = Session(plan["user"], int(plan["uid"]))
         self.keys = protocol.parse_keys(plan["command_keys"])
-        self.offset_ms: float | None = None  # server's time less the boot clock; None without a session
+        self.opened, self.offset_ms = False, 0.0  # a session; the server's time less the boot clock
         self.hold_s, self.spread_s = 60.0, 1.0
-        self.lock = threading.Lock()  # over the five below, which the cycle's thread shares
+        self.lock = threading.Lock()  # over all below, which the cycle's thread shares
         self.sequence = 0
         self.reports: dict[str, dict[str, Any]] = {}  # the last report on each command seen
         self.unsent: dict[str, dict[str, Any]] = {}
         self.open: Command | None = None  # accepted, not yet done
         self.logins: dict[str, int] = {}  # sessions, and their terminal's atime when first seen
-        self.cycling = self.running = False
+        self.cycling = self.running = False  # until the next login; until the account is made too
+        self.counting = ""  # the cycle whose report waits for that account
         self.load()
 
     # What is remembered
@@ -59,11 +60,10 @@ class Agent:
                 kept = json.load(file)
         except FileNotFoundError:
             return
-        self.sequence, self.reports, self.logins = kept["sequence"], kept["reports"], kept["logins"]
+        self.sequence, self.offset_ms = kept["sequence"], kept["offset_ms"]
+        self.reports, self.logins = kept["reports"], kept["logins"]
         self.unsent = {key: self.reports[key] for key in kept["unsent"]}
         self.open = Command(**kept["open"]) if kept["open"] else None
-        if self.open:
-            self.unsent[self.open.command] = self.reports[self.open.command]  # accept again, then do it
 
     def save(self) -> None:
         """Write everything down, at once or not at all. The caller holds the lock."""
@@ -71,6 +71,7 @@ class Agent:
         self.unsent = dict(list(self.unsent.items())[-KEPT:])
         kept = {
             "sequence": self.sequence,
+            "offset_ms": self.offset_ms,
             "reports": self.reports,
             "unsent": [key for key in self.unsent if key in self.reports],
             "open": asdict(self.open) if self.open else None,
@@ -80,19 +81,26 @@ class Agent:
             json.dump(kept, file)
         os.replace(f"{FLEET}/commands.json.new", f"{FLEET}/commands.json")
 
-    def report(self, command: Command, state: str, reason: str = "", result: Mapping[str, Any] = {}) -> None:
-        """Remember how a command stands, and have it told."""
+    def report(
+        self, command: Command, state: str, reason: str = "", result: Mapping[str, Any] = {}
+    ) -> dict[str, Any]:
+        """Remember how a command stands, and have it told; what is told."""
+        key = command.command
+        report = protocol.report(key, state, self.now_ms(), reason, result)
         with self.lock:
-            report = protocol.report(command.command, state, self.now_ms(), reason, result)
-            self.reports[command.command] = self.unsent[command.command] = report
-            self.open = command if state == protocol.ACCEPTED else None
+            self.reports[key] = self.unsent[key] = report
+            if state == protocol.ACCEPTED:
+                self.open = command
+            elif self.open and self.open.command == key:
+                self.open = None
             self.sequence = max(self.sequence, command.sequence)
             self.save()
         os.write(self.waker, b".")
+        return report
 
     def now_ms(self) -> int:
         """The server's time, by the client's clock that neither stops in sleep nor jumps."""
-        return round(time.clock_gettime(time.CLOCK_BOOTTIME) * 1000 + (self.offset_ms or 0))
+        return round(time.clock_gettime(time.CLOCK_BOOTTIME) * 1000 + self.offset_ms)
 
     def state(self) -> str:
         if self.cycling:
@@ -130,23 +138,21 @@ class Agent:
                 raise Away("the session's answer is not signed for this client")
             self.keys = protocol.parse_keys(opened["keys"])
             self.hold_s, self.spread_s = float(opened["hold_s"]), float(opened["spread_s"])
-            halfway = (asked + self.now_ms()) / 2 - (self.offset_ms or 0)
-            self.offset_ms = float(opened["server_time_ms"]) - halfway
+            self.offset_ms += float(opened["server_time_ms"]) - (asked + self.now_ms()) / 2
+            self.opened = True
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Away(f"the session's answer is not as agreed: {error!r}") from None
 
     def deliver(self) -> None:
         """Send what is unsent. An acceptance that the server rejects cancels its command."""
         with self.lock:
-            batch = list(self.unsent.items())[:KEPT]
+            batch = [(key, report) for key, report in self.unsent.items() if key != self.counting][:KEPT]
         if not batch:
             return
         rejected: list[Any] = []
         try:
             answer = self.call("POST", "reports", {"reports": [report for _, report in batch]}).json()
-            rejected = [
-                entry.get("command") for entry in answer.get("rejected", []) if isinstance(entry, dict)
-            ]
+            rejected = [entry.get("command") for entry in answer.get("rejected", []) if isinstance(entry, dict)]
         except Away as trouble:
             if trouble.status not in (400, 413, 422):
                 raise
@@ -170,10 +176,11 @@ class Agent:
         told = content.get("server_time_ms", answer.headers.get("Fleet-Time"))
         with suppress(TypeError, ValueError):
             if told is not None and abs(int(told) - self.now_ms()) > CLOCK_MS:
-                self.offset_ms = None
+                self.opened = False
         commands = content.get("commands", [])
         fresh = [self.receive(wrapped) for wrapped in commands[:KEPT]] if isinstance(commands, list) else []
         if answer.status == 200 and not any(fresh):
+            self.deliver()
             raise Away("the gateway sent no command that is new and good")
         self.link.failures = 0
 
@@ -187,18 +194,16 @@ class Agent:
                     self.unsent[command.command] = self.reports[command.command]
                 return False
             protocol.admit(command, self.sequence, self.now_ms())
-            if self.open and command.verb == protocol.CYCLE:
+            if command.verb == protocol.CYCLE and (self.open or self.running):
                 raise Refused("busy", command.command)
         except Refused as refusal:
             if command and refusal.reason != "old-sequence":
-                kept = self.open
                 self.report(command, protocol.REFUSED, refusal.reason)
-                self.open = kept
             else:
                 refused = protocol.report(refusal.command, protocol.REFUSED, self.now_ms(), refusal.reason, {})
                 self.unsent.setdefault(refusal.command, refused)
             if refusal.reason == "unknown-key":
-                self.offset_ms = None  # the next session's answer names the keys of today
+                self.opened = False  # the next session's answer names the keys of today
             return False
         self.report(command, protocol.ACCEPTED)
         return True
@@ -206,36 +211,44 @@ class Agent:
     # What is done
 
     def act(self) -> None:
-        """Carry out the open command, once the server has its acceptance."""
+        """Carry out the open command, once the server has its acceptance; a cycle that was begun, in any case."""
         command = self.open
-        if command is None or self.running or command.command in self.unsent:
+        if command is None or command.command in self.unsent:
             return
-        if self.now_ms() >= command.expires_ms and command.verb != protocol.CYCLE:
+        if command.verb == protocol.CYCLE:
+            if not self.running:
+                self.running = self.cycling = True
+                threading.Thread(target=self.cycle, args=(command,), daemon=True).start()
+        elif self.now_ms() >= command.expires_ms:
             self.report(command, protocol.REFUSED, "expired")
-        elif command.verb == protocol.CYCLE:
-            self.running = self.cycling = True
-            threading.Thread(target=self.cycle, args=(command,), daemon=True).start()
         else:
             self.bye(command.verb)
+            with suppress(Stuck):  # or systemd would wait 90 s for those of the user's that ignore SIGTERM
+                self.session.hold(True)
+                self.session.kill()
             power.go(command.verb)
             self.report(command, protocol.FAILED, "Neither systemd nor the kernel carried it out.")
 
     def cycle(self, command: Command) -> None:
-        cycle = Cycle(self.home, self.session, command.args)
-        state, reason = protocol.FAILED, ""
+        cycle, state, reason = Cycle(self.home, self.session, command.args), protocol.FAILED, ""
         try:
             cycle.run(self.link.fetch)
             state = protocol.SUCCEEDED
-        except Stuck as error:
-            reason = str(error)
         except Exception as error:  # whatever it was, the server must hear of it
-            reason = f"{type(error).__name__}: {error}"
-        self.cycling = False
+            reason = str(error) if isinstance(error, Stuck) else f"{type(error).__name__}: {error}"
+        self.cycling, self.counting = False, command.command
+        # Written down at once: a daemon that is killed now must not send the next user away again.
+        told = self.report(command, state, reason[:300], cycle.result)
+        try:
+            account = cycle.account()
+        except (OSError, ValueError) as error:
+            print(f"What the cycle threw away could not be counted: {error}", file=sys.stderr, flush=True)
+            account = {}
+        with self.lock:
+            told["result"].update(account)
+            self.counting, self.running = "", False
+            self.save()
         os.write(self.waker, b".")
-        with suppress(Exception):
-            cycle.account()
-        self.report(command, state, reason[:300], cycle.result)
-        self.running = False
 
     def bye(self, reason: str) -> None:
         with suppress(Away, Superseded):
@@ -244,9 +257,10 @@ class Agent:
 
     def run(self) -> None:
         """For ever; ends by SIGTERM."""
+        self.act()  # what a killed daemon left half done needs no server
         while True:
             try:
-                if self.offset_ms is None:
+                if not self.opened:
                     self.open_session()
                 self.deliver()
                 self.act()

@@ -21,19 +21,29 @@ class Cycle:
     def __init__(self, home: Home, session: Session, args: dict[str, Any]) -> None:
         self.home, self.session, self.args = home, session, args
         self.phases: dict[str, int] = {}
-        self.result: dict[str, Any] = {"phases_ms": self.phases, "expected": args["home_digest"]}
+        self.result: dict[str, Any] = {
+            "phases_ms": self.phases,
+            "template": args["home"],
+            "expected": args["home_digest"],
+            "before": "",
+            "after": "",
+            "files": None,
+            "bytes": None,
+            "killed": 0,
+            "session": "",
+        }
         self.discarded: list[int] = []
         self.started = self.last = time.monotonic()
 
     def phase(self, name: str) -> None:
         now = time.monotonic()
         self.phases[name] = round((now - self.last) * 1000)
+        self.phases["total"] = round((now - self.started) * 1000)
         self.last = now
 
     def run(self, fetch: Callable[[str, int, str], None]) -> None:
         """As far as the new session. After a failure the login stays held: better nobody than somebody's data."""
         self.home.prepare(self.args["home"], self.args["home_bytes"], fetch)
-        self.result["template"] = self.args["home"]
         self.started = self.last = time.monotonic()
         before = self.session.logins()
         self.session.hold(True)
@@ -48,27 +58,24 @@ class Cycle:
         self.result["after"] = self.home.measure()
         self.phase("verify")
         if self.result["after"] != self.args["home_digest"]:
-            raise Stuck(
-                "The restored home does not have the digest of its template; a restart makes it anew."
-            )
+            raise Stuck("The restored home does not have the digest of its template; a restart makes it anew.")
         self.result["session"] = self.session.login(before)
         self.phase("login")
-        self.phases["total"] = round((self.last - self.started) * 1000)
 
-    def account(self) -> None:
+    def account(self) -> dict[str, Any]:
         """Measure what was thrown away, then let go of it: by a process of its own, for the next user is at work.
 
-        Where there was no home to throw away (an interrupted cycle had done so already), nothing is claimed.
+        Nothing is claimed where there was no home to throw away: an interrupted cycle had done so already.
         """
-        self.result.update({"before": "", "files": None, "bytes": None})
-        if self.discarded:
+        try:
+            if not self.discarded:
+                return {}
             paths = [f"/proc/self/fd/{fd}" for fd in self.discarded]
-            command = [sys.executable, "-E", "-s", program.__file__, "account", *paths]
-            counted = subprocess.run(command, pass_fds=self.discarded, stdout=subprocess.PIPE, check=False)
-            if counted.returncode == 0:
-                self.result.update(json.loads(counted.stdout))
-        for fd in self.discarded:
-            os.close(fd)
-        self.discarded = []
-        self.session.empty_trash()
-        self.home.forget_others()
+            command = [sys.executable, "-E", "-s", "-S", program.__file__, "account", *paths]
+            counted = subprocess.run(command, pass_fds=self.discarded, stdout=subprocess.PIPE, check=False).stdout
+            return dict(json.loads(counted))
+        finally:
+            for fd in self.discarded:
+                os.close(fd)
+            self.session.empty_trash()
+            self.home.forget_others()

@@ -35,9 +35,7 @@ def boot_ms(root: str) -> dict[str, int]:
     stages = {key[:-3]: int(value) for key, _, value in lines if key.endswith("_ms") and value.isdecimal()}
     uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
     try:  # the socket that systemd makes once it has read its units
-        stages["systemd"] = int(
-            (uptime - time.time() + os.stat(root + "/run/systemd/notify").st_mtime) * 1000
-        )
+        stages["systemd"] = int((uptime - time.time() + os.stat(root + "/run/systemd/notify").st_mtime) * 1000)
     except OSError:
         stages["systemd"] = 0
     stages["daemon"] = int(uptime * 1000)

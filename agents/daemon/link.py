@@ -100,7 +100,7 @@ class Link:
                 return False
             if stop():
                 return True
-        return False
+        raise TimeoutError(f"no answer within {timeout:.0f} s")
 
     def pause_s(self, trouble: Away, spread_s: float) -> float:
         """Full jitter: anything up to a bound that doubles with each failure, and never before Retry-After ends."""

@@ -71,18 +71,14 @@ class Home:
             subprocess.run(["mount", "-t", "squashfs", "-o", "ro,loop,nosuid,nodev", file, point], check=True)
         tree = os.fsencode(point)
         paths = [(path, os.path.join(tree, path)) for path in entries(tree)]
-        self.contents = {
-            path: file_digest(full) for path, full in paths if stat.S_ISREG(os.lstat(full).st_mode)
-        }
+        self.contents = {path: file_digest(full) for path, full in paths if stat.S_ISREG(os.lstat(full).st_mode)}
         self.template = template
 
     def discard(self) -> list[int]:
         """Take the home away. Its descriptors (all of it, its upper layer) keep it readable until they are closed."""
         kept = []
         if os.path.ismount(self.path) and os.path.ismount(f"{BASE}/upper"):
-            kept = [
-                os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (self.path, f"{BASE}/upper/upper")
-            ]
+            kept = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (self.path, f"{BASE}/upper/upper")]
         detach(self.path)
         detach(f"{BASE}/upper")
         return kept

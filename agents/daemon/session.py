@@ -21,9 +21,10 @@ CGROUP = "/sys/fs/cgroup"
 HOLD = CGROUP + "/system.slice/system-getty.slice/cgroup.freeze"
 SESSIONS = "/run/systemd/sessions"
 KILL_S, LOGIN_S = 5.0, 30.0
+OWNS_NOTHING = 2**32 - 2  # the highest uid there is
 # Where every user may write, and so leave something for the next one; {uid} is the user's.
-PLACES = (  # noqa: S108 is about making files there
-    "/tmp /var/tmp /dev/shm /dev/mqueue /run/lock /run/screen /run/user/{uid} /var/mail /var/spool/cron "
+PLACES = (
+    "/tmp /var/tmp /dev/shm /dev/mqueue /run/lock /run/screen /run/user/{uid} /var/mail /var/spool/cron "  # noqa: S108
     "/var/spool/cron/crontabs /var/spool/cron/atjobs"
 )
 
@@ -149,15 +150,16 @@ class Session:
 
 
 def kill_by_uid(uid: int) -> None:
-    """SIGKILL to everything that `uid` may signal, sent from a child with that effective uid.
+    """SIGKILL to everything of `uid`, by one kill(2) from a child with that effective uid and nothing else.
 
-    Its real and saved uid stay root's, so that the user's processes cannot kill it first. Without capabilities,
-    which it checks, kill(-1) reaches the user's processes only.
+    kill(2) lets a process signal those whose real or saved uid is its real or effective one. So the child's real and
+    saved uid are one that owns nothing: root's would reach all of root's processes, the user's would let the user's
+    processes kill the child first.
     """
     child = os.fork()
     if child == 0:
         try:
-            os.setresuid(0, uid, 0)
+            os.setresuid(OWNS_NOTHING, uid, OWNS_NOTHING)
             if "\nCapEff:\t0000000000000000\n" in read("/proc/self/status"):
                 os.kill(-1, signal.SIGKILL)
         finally:

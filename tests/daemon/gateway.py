@@ -172,9 +172,7 @@ class Gateway:
                 if parts.path.startswith("/agent/") and wrong:
                     status, content, headers = 401, b"", dict[str, str]()
                 else:
-                    status, content, headers = gateway.answer(
-                        self.command, parts.path, parse_qs(parts.query), body
-                    )
+                    status, content, headers = gateway.answer(self.command, parts.path, parse_qs(parts.query), body)
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
