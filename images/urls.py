@@ -1,3 +1,12 @@
-from django.urls import URLPattern, URLResolver
+"""The REST API's addresses of images."""
 
-urlpatterns: list[URLPattern | URLResolver] = []
+from rest_framework.routers import SimpleRouter
+
+from images import api
+
+router = SimpleRouter()
+router.register("images", api.ImageViewSet)
+router.register("versions", api.VersionViewSet)
+router.register("releases", api.ReleaseViewSet)
+router.register("home-templates", api.HomeTemplateViewSet)
+urlpatterns = router.urls

@@ -1,0 +1,170 @@
+"""Images, versions, releases and home templates in the REST API."""
+
+from typing import Any
+
+from drf_spectacular.utils import extend_schema, extend_schema_field
+from rest_framework import serializers, status
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from fleet.api.scoped import ScopedViewSet
+from fleet.models import ClientClass
+from images import services
+from images.models import BuildStep, HomeTemplate, Image, ImageFile, ImageHook, ImageVersion, Release
+
+
+class FileSerializer(serializers.ModelSerializer[ImageFile]):
+    class Meta:
+        model = ImageFile
+        fields = ["path", "mode", "content"]
+
+
+class HookSerializer(serializers.ModelSerializer[ImageHook]):
+    class Meta:
+        model = ImageHook
+        fields = ["position", "script"]
+
+
+class ImageSerializer(serializers.ModelSerializer[Image]):
+    files = FileSerializer(source="recipe_files", many=True)
+    hooks = HookSerializer(source="recipe_hooks", many=True)
+
+    class Meta:
+        model = Image
+        fields = [
+            *("id", "site", "slug", "name", "family", "suite", "components", "mirror", "packages", "volatile"),
+            *("user", "uid", "files", "hooks"),
+        ]
+
+
+class StepSerializer(serializers.ModelSerializer[BuildStep]):
+    class Meta:
+        model = BuildStep
+        fields = [
+            *("number", "name", "title", "command", "output", "exit_code", "failed", "done", "total"),
+            *("started_at", "finished_at"),
+        ]
+
+
+class VersionSerializer(serializers.ModelSerializer[ImageVersion]):
+    name = serializers.CharField(source="__str__", read_only=True)
+    sizes = serializers.SerializerMethodField()
+
+    class Meta:
+        model = ImageVersion
+        fields = [
+            *("id", "image", "name", "number", "status", "reason", "digest", "sizes", "failure"),
+            *("requested_at", "started_at", "finished_at"),
+        ]
+
+    @extend_schema_field({"type": "object", "additionalProperties": {"type": "integer"}})
+    def get_sizes(self, version: ImageVersion) -> dict[str, int]:
+        """Bytes by part of a ready version."""
+        return version.contents.sizes if version.contents else {}
+
+
+class VersionDetailSerializer(VersionSerializer):
+    steps = StepSerializer(many=True)
+    recipe = serializers.JSONField()
+    manifest = serializers.JSONField()
+
+    class Meta:
+        model = ImageVersion
+        fields = [*VersionSerializer.Meta.fields, "recipe", "manifest", "steps"]
+
+
+class ReleaseSerializer(serializers.ModelSerializer[Release]):
+    class Meta:
+        model = Release
+        fields = ["id", "client_class", "version", "home", "current", "restores", "released_at", "reason"]
+
+
+class HomeTemplateSerializer(serializers.ModelSerializer[HomeTemplate]):
+    class Meta:
+        model = HomeTemplate
+        fields = ["id", "image", "sha256", "bytes", "tree_digest", "created_at"]
+
+
+class ReasonSerializer(serializers.Serializer[Any]):
+    reason = serializers.CharField(max_length=200, required=False, default="", allow_blank=True)
+
+
+class ReleaseOrderSerializer(ReasonSerializer):
+    client_class = serializers.IntegerField(help_text="The id of the class that is to boot the version.")
+
+
+def _asked(serializer: type[serializers.Serializer[Any]], request: Request) -> dict[str, Any]:
+    order = serializer(data=request.data)
+    order.is_valid(raise_exception=True)
+    return dict(order.validated_data)
+
+
+class ImageViewSet(ScopedViewSet[Image]):
+    """Recipes. Edited in the admin; a build takes a snapshot of one."""
+
+    queryset = Image.objects.prefetch_related("recipe_files", "recipe_hooks")
+    serializer_class = ImageSerializer
+
+    @extend_schema(request=ReasonSerializer, responses={202: VersionSerializer})
+    @action(detail=True, methods=["post"])
+    def build(self, request: Request, pk: str) -> Response:
+        """Queue a new version from the recipe as it is now."""
+        version = services.request_build(self.get_object(), request.user, **_asked(ReasonSerializer, request))
+        return Response(VersionSerializer(version).data, status=status.HTTP_202_ACCEPTED)
+
+
+class VersionViewSet(ScopedViewSet[ImageVersion]):
+    """Versions of images; a single one comes with its steps, recipe and manifest."""
+
+    queryset = ImageVersion.objects.select_related("image").prefetch_related("steps")
+
+    def get_serializer_class(self) -> type[VersionSerializer]:
+        return VersionDetailSerializer if self.action == "retrieve" else VersionSerializer
+
+    @extend_schema(request=ReleaseOrderSerializer, responses={201: ReleaseSerializer})
+    @action(detail=True, methods=["post"])
+    def release(self, request: Request, pk: str) -> Response:
+        """Give a ready version to a class: its clients boot it from their next boot on."""
+        version, order = self.get_object(), _asked(ReleaseOrderSerializer, request)
+        client_class = ClientClass.objects.visible_to(request.user).filter(pk=order["client_class"]).first()
+        if client_class is None:
+            raise serializers.ValidationError({"client_class": [f"There is no class {order['client_class']}."]})
+        new = services.release(version, client_class, request.user, order["reason"])
+        return Response(ReleaseSerializer(new).data, status=status.HTTP_201_CREATED)
+
+    @extend_schema(request=ReasonSerializer, responses=VersionSerializer)
+    @action(detail=True, methods=["post"])
+    def cancel(self, request: Request, pk: str) -> Response:
+        """Cancel a version that is queued or building."""
+        version = self.get_object()
+        services.cancel_build(version, request.user, **_asked(ReasonSerializer, request))
+        return Response(VersionSerializer(version).data)
+
+    @extend_schema(request=ReasonSerializer, responses={202: VersionSerializer})
+    @action(detail=True, methods=["post"])
+    def retry(self, request: Request, pk: str) -> Response:
+        """Queue a new version from the recipe of a failed or cancelled one."""
+        version = services.retry(self.get_object(), request.user, **_asked(ReasonSerializer, request))
+        return Response(VersionSerializer(version).data, status=status.HTTP_202_ACCEPTED)
+
+
+class ReleaseViewSet(ScopedViewSet[Release]):
+    """What each class boots (`current`), and booted before."""
+
+    queryset = Release.objects.all()
+    serializer_class = ReleaseSerializer
+
+    @extend_schema(request=ReasonSerializer, responses={201: ReleaseSerializer})
+    @action(detail=True, methods=["post"], url_path="roll-back")
+    def roll_back(self, request: Request, pk: str) -> Response:
+        """Give the class of this release again what it booted before its current one."""
+        earlier = services.roll_back(self.get_object().client_class, request.user, **_asked(ReasonSerializer, request))
+        return Response(ReleaseSerializer(earlier).data, status=status.HTTP_201_CREATED)
+
+
+class HomeTemplateViewSet(ScopedViewSet[HomeTemplate]):
+    """What home directories are restored to."""
+
+    queryset = HomeTemplate.objects.all()
+    serializer_class = HomeTemplateSerializer
