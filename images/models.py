@@ -248,6 +248,11 @@ class BuildStep(models.Model):
     def __str__(self) -> str:
         return f"{self.version} step {self.number}: {self.title}"
 
+    @property
+    def seconds(self) -> float | None:
+        """How long it took; None while it runs."""
+        return (self.finished_at - self.started_at).total_seconds() if self.finished_at else None
+
 
 class HomeTemplate(models.Model):
     """What a home directory is restored to: a squashfs in the store, and the digest of the tree in it."""

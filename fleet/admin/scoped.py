@@ -1,8 +1,9 @@
 """The one base of all admin pages: it scopes rows to the person's sites and rights to their roles."""
 
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from django.contrib import admin
+from django.contrib.admin.utils import get_fields_from_path
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import models
 from django.forms import ModelChoiceField
@@ -15,6 +16,17 @@ from fleet.roles import Right, roles_with
 M = TypeVar("M", bound=models.Model)
 
 
+if TYPE_CHECKING:
+    _ModelAdmin = admin.ModelAdmin
+else:
+
+    class _ModelAdmin(admin.ModelAdmin):
+        """Django's, which knows no type parameters while it runs."""
+
+        def __class_getitem__(cls, _: object) -> type:
+            return cls
+
+
 def holds(person: User | AnonymousUser, right: Right) -> bool:
     """True if ``person`` holds ``right`` at any site."""
     if not isinstance(person, User) or not person.is_active:
@@ -22,7 +34,17 @@ def holds(person: User | AnonymousUser, right: Right) -> bool:
     return person.is_superuser or Membership.objects.filter(user=person, role__in=roles_with(right)).exists()
 
 
-class ScopedAdmin(admin.ModelAdmin[M], Generic[M]):
+class ScopedFilter(admin.RelatedFieldListFilter):
+    """A filter by another row, of those the person may see."""
+
+    def field_choices(self, field: Any, request: HttpRequest, model_admin: "admin.ModelAdmin[Any]") -> list[Any]:
+        rows: Any = field.remote_field.model._default_manager.all()
+        if isinstance(rows, ScopedQuerySet):
+            rows = rows.visible_to(request.user)
+        return [(row.pk, str(row)) for row in rows]
+
+
+class ScopedAdmin(_ModelAdmin[M], Generic[M]):
     """Shows what the person may see; lets change what their role at that row's site allows.
 
     ``change_right`` names the right that adding, changing and deleting need; None makes the page read-only.
@@ -34,6 +56,16 @@ class ScopedAdmin(admin.ModelAdmin[M], Generic[M]):
         queryset = super().get_queryset(request)
         assert isinstance(queryset, ScopedQuerySet)
         return queryset.visible_to(request.user)
+
+    def get_list_filter(self, request: HttpRequest) -> list[Any]:
+        """Filters by another row offer only rows the person may see: names of another site's are not for them."""
+        return [
+            (item, ScopedFilter) if isinstance(item, str) and self._refers(item) else item
+            for item in super().get_list_filter(request)
+        ]
+
+    def _refers(self, lookup: str) -> bool:
+        return get_fields_from_path(self.model, lookup)[-1].is_relation
 
     def _may_change(self, request: HttpRequest, row: M | None) -> bool:
         if self.change_right is None:
@@ -60,7 +92,7 @@ class ScopedAdmin(admin.ModelAdmin[M], Generic[M]):
 
     def formfield_for_foreignkey(
         self, db_field: models.ForeignKey[Any, Any], request: HttpRequest, **kwargs: Any
-    ) -> ModelChoiceField[Any] | None:
+    ) -> "ModelChoiceField[Any] | None":
         """Offer only rows the person may use, so that nothing can be moved to or taken from another site."""
         related: Any = db_field.remote_field.model._default_manager.all()
         if isinstance(related, ScopedQuerySet) and "queryset" not in kwargs:

@@ -1,0 +1,241 @@
+"""Images in the admin: recipes to edit, versions to watch and release, releases to roll back. Orders are POSTs."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from django.contrib import admin, messages
+from django.contrib.auth.models import User
+from django.db import models
+from django.db.models import Prefetch, QuerySet
+from django.forms import ModelChoiceField
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import render
+from django.urls import URLPattern, path, reverse
+from django.views.decorators.http import require_POST
+
+from fleet.admin.scoped import ScopedAdmin
+from fleet.exceptions import OperatorError
+from fleet.models import ClientClass
+from fleet.roles import Right
+from images import services
+from images.models import HomeTemplate, Image, ImageFile, ImageHook, ImageVersion, Release, VersionStatus
+
+M = TypeVar("M", bound=models.Model)
+UNDER_WAY = (VersionStatus.QUEUED, VersionStatus.BUILDING)
+
+
+def page_of(row: models.Model) -> str:
+    return reverse(f"admin:{row._meta.app_label}_{row._meta.model_name}_change", args=[row.pk])
+
+
+def actor(request: HttpRequest) -> User:
+    assert isinstance(request.user, User)  # the admin lets nobody else in
+    return request.user
+
+
+class OrderAdmin(ScopedAdmin[M]):
+    """A page with orders: ``POST <pk>/order/<name>/`` calls ``order_<name>``, which returns the row to show then."""
+
+    orders: ClassVar[tuple[str, ...]] = ()
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view(require_POST(self.order_view))
+        name = f"{self.opts.app_label}_{self.opts.model_name}_order"
+        return [path("<int:pk>/order/<slug:order>/", view, name=name), *super().get_urls()]
+
+    def row(self, request: HttpRequest, pk: int) -> M:
+        """The row, if the person may see it."""
+        found = self.get_queryset(request).filter(pk=pk).first()
+        if found is None:
+            raise Http404(f"There is no {self.opts.verbose_name} {pk}.")
+        return found
+
+    def order_view(self, request: HttpRequest, pk: int, order: str) -> HttpResponse:
+        row = self.row(request, pk)
+        if order not in self.orders:
+            raise Http404(f"There is no order {order!r}.")
+        give: Callable[[HttpRequest, M], models.Model] = getattr(self, f"order_{order.replace('-', '_')}")
+        try:
+            return HttpResponseRedirect(page_of(give(request, row)))
+        except OperatorError as error:
+            self.message_user(request, str(error), messages.ERROR)
+            return HttpResponseRedirect(page_of(row))
+
+
+if TYPE_CHECKING:
+    _StackedInline = admin.StackedInline[models.Model, Image]
+else:
+    _StackedInline = admin.StackedInline  # it knows no type parameters while it runs
+
+
+class RecipeInline(_StackedInline):
+    """Part of a recipe: changed by whoever may change its image."""
+
+    extra = 0
+
+    def _may(self, request: HttpRequest, image: Image | None) -> bool:
+        return services.may(request.user, Right.BUILD, image) if image and image.pk else True
+
+    def has_view_permission(self, request: HttpRequest, obj: Image | None = None) -> bool:
+        return True
+
+    def has_add_permission(self, request: HttpRequest, obj: Image | None = None) -> bool:
+        return self._may(request, obj)
+
+    def has_change_permission(self, request: HttpRequest, obj: Image | None = None) -> bool:
+        return self._may(request, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Image | None = None) -> bool:
+        return self._may(request, obj)
+
+
+class FileInline(RecipeInline):
+    model = ImageFile
+    fields = [("path", "mode"), "content"]
+
+
+class HookInline(RecipeInline):
+    model = ImageHook
+    fields = ["position", "script"]
+
+
+@admin.register(Image)
+class ImageAdmin(OrderAdmin[Image]):
+    change_right = Right.BUILD
+    orders = ("build",)
+    list_display = ["name", "site", "suite", "latest", "status"]
+    list_filter = ["site", "suite"]
+    search_fields = ["name", "slug", "packages"]
+    prepopulated_fields = {"slug": ["name"]}
+    inlines = [FileInline, HookInline]
+    fieldsets = [
+        (None, {"fields": ["name", "slug", "site"]}),
+        ("System", {"fields": ["family", "suite", "components", "mirror", "packages"]}),
+        ("On the client", {"fields": ["user", "uid", "volatile"]}),
+    ]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Image]:
+        light = ImageVersion.objects.defer("manifest", "recipe", "failure").order_by("-number")
+        return super().get_queryset(request).select_related("site").prefetch_related(Prefetch("versions", light))
+
+    def get_prepopulated_fields(self, request: HttpRequest, obj: Image | None = None) -> dict[str, Any]:
+        return {} if obj else dict(self.prepopulated_fields)
+
+    def formfield_for_foreignkey(
+        self, db_field: models.ForeignKey[Any, Any], request: HttpRequest, **kwargs: Any
+    ) -> "ModelChoiceField[Any] | None":
+        field = super().formfield_for_foreignkey(db_field, request, **kwargs)
+        if field and db_field.name == "site":
+            field.required = not actor(request).is_superuser  # only superusers make an image everybody's
+        return field
+
+    @admin.display(description="latest version")
+    def latest(self, image: Image) -> str:
+        return next((str(version) for version in image.versions.all()), "none yet")
+
+    @admin.display(description="status")
+    def status(self, image: Image) -> str:
+        return next((version.get_status_display() for version in image.versions.all()), "none yet")
+
+    def order_build(self, request: HttpRequest, image: Image) -> ImageVersion:
+        version = services.request_build(image, actor(request), request.POST.get("reason", ""))
+        self.message_user(request, f"{version} is queued. Its steps appear below as they run.", messages.SUCCESS)
+        return version
+
+    def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        image = context.get("original")
+        context["versions"] = image.versions.all()[:10] if image else []
+        context["may_build"] = image is not None and services.may(request.user, Right.BUILD, image)
+        return super().render_change_form(request, context, *args, **kwargs)
+
+
+@admin.register(ImageVersion)
+class ImageVersionAdmin(OrderAdmin[ImageVersion]):
+    orders = ("release", "cancel", "retry")
+    list_display = ["__str__", "image", "status", "requested_at", "requested_by", "reason"]
+    list_filter = ["status", "image"]
+    search_fields = ["image__slug", "image__name", "digest", "reason"]
+    list_select_related = ["image", "requested_by"]
+
+    def get_urls(self) -> list[URLPattern]:
+        live = self.admin_site.admin_view(self.live_view)
+        return [path("<int:pk>/live/", live, name="images_imageversion_live"), *super().get_urls()]
+
+    def _steps(self, version: ImageVersion, after: int = 0) -> dict[str, Any]:
+        """What the page shows of a build; steps up to number ``after`` are there already."""
+        steps = version.steps.filter(number__gt=after)
+        return {"version": version, "steps": steps, "under_way": version.status in UNDER_WAY}
+
+    def live_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """The steps as HTML; the page asks for it while a build is under way."""
+        after = request.GET.get("after", "0")
+        version = self.row(request, pk)
+        steps = self._steps(version, int(after) if after.isdecimal() and len(after) < 6 else 0)
+        return render(request, "admin/images/imageversion/steps.html", steps)
+
+    def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        version: ImageVersion = context["original"]
+        site = version.image.site
+        classes = ClientClass.objects.visible_to(actor(request), Right.RELEASE).select_related("site")
+        context |= self._steps(version)
+        context["may_build"] = services.may(request.user, Right.BUILD, version)
+        context["classes"] = classes.filter(site=site) if site else classes
+        context["contents"] = version.contents
+        context["releases"] = Release.objects.visible_to(actor(request)).filter(version=version, current=True)
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    def order_release(self, request: HttpRequest, version: ImageVersion) -> ImageVersion:
+        chosen = request.POST.get("client_class", "")
+        classes = ClientClass.objects.visible_to(actor(request))
+        client_class = classes.filter(pk=int(chosen)).first() if chosen.isdecimal() and len(chosen) < 18 else None
+        if client_class is None:
+            raise OperatorError("No class was chosen.", hint="Choose the class that is to boot this version.")
+        services.release(version, client_class, actor(request), request.POST.get("reason", ""))
+        self.message_user(request, f"{client_class} boots {version} from its next boot on.", messages.SUCCESS)
+        return version
+
+    def order_cancel(self, request: HttpRequest, version: ImageVersion) -> ImageVersion:
+        services.cancel_build(version, actor(request), request.POST.get("reason", ""))
+        self.message_user(request, f"{version} is cancelled.", messages.SUCCESS)
+        return version
+
+    def order_retry(self, request: HttpRequest, version: ImageVersion) -> ImageVersion:
+        again = services.retry(version, actor(request), request.POST.get("reason", ""))
+        self.message_user(request, f"{again} is queued, from the recipe of {version}.", messages.SUCCESS)
+        return again
+
+
+@admin.register(Release)
+class ReleaseAdmin(OrderAdmin[Release]):
+    orders = ("roll-back",)
+    actions = ["roll_back"]
+    list_display = ["client_class", "version", "current", "released_at", "released_by", "reason"]
+    list_filter = ["current", "client_class"]
+    list_select_related = ["client_class", "version__image", "released_by"]
+
+    @admin.action(description="Roll the classes of the selected releases back")
+    def roll_back(self, request: HttpRequest, releases: QuerySet[Release]) -> None:
+        for client_class in {release.client_class for release in releases.select_related("client_class")}:
+            try:
+                earlier = services.roll_back(client_class, actor(request), "rolled back from the list of releases")
+            except OperatorError as error:
+                self.message_user(request, str(error), messages.ERROR)
+            else:
+                self.message_user(request, f"{client_class} boots {earlier.version} again.", messages.SUCCESS)
+
+    def order_roll_back(self, request: HttpRequest, release: Release) -> Release:
+        earlier = services.roll_back(release.client_class, actor(request), request.POST.get("reason", ""))
+        self.message_user(request, f"{release.client_class} boots {earlier.version} again.", messages.SUCCESS)
+        return earlier
+
+    def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        release: Release = context["original"]
+        context["may_roll_back"] = release.current and services.may(request.user, Right.RELEASE, release)
+        return super().render_change_form(request, context, *args, **kwargs)
+
+
+@admin.register(HomeTemplate)
+class HomeTemplateAdmin(ScopedAdmin[HomeTemplate]):
+    list_display = ["__str__", "image", "bytes", "tree_digest", "created_at"]
+    list_filter = ["image"]
+    list_select_related = ["image"]
