@@ -93,13 +93,35 @@ def test_a_signature_with_s_above_the_order_is_refused() -> None:
     assert not ed25519.verify(PUBLIC, b"message", signature[:32] + s.to_bytes(32, "little"))
 
 
-@pytest.mark.parametrize("public", SMALL)
-def test_a_key_of_small_order_accepts_nothing(public: str) -> None:
-    assert ed25519.decode(bytes.fromhex(public)) is not None
-    # With S = 0 and R = -hA, one of the small points, one message in eight would pass without this rule.
-    for r in SMALL:
-        for message in range(8):
-            assert not ed25519.verify(bytes.fromhex(public), bytes([message]), bytes.fromhex(r) + bytes(32))
+def times_base(scalar: int) -> ed25519.Point:
+    point = ed25519.NEUTRAL
+    for bit in f"{scalar:b}":
+        point = ed25519.double(point)
+        point = ed25519.add(point, ed25519.BASE) if bit == "1" else point
+    return point
+
+
+def test_a_key_of_small_order_accepts_nothing() -> None:
+    # R = S·B fits every message that its key takes no part in: all of them for the neutral element, an eighth of them
+    # for the others. OpenSSL accepts these.
+    s = 12345
+    signature = ed25519.encode(times_base(s)) + s.to_bytes(32, "little")
+    Ed25519PublicKey.from_public_bytes(bytes.fromhex(SMALL[0])).verify(signature, b"message")
+    for public in map(bytes.fromhex, SMALL):
+        assert ed25519.decode(public) is not None
+        assert not any(ed25519.verify(public, bytes([message]), signature) for message in range(64))
+
+
+def test_a_signature_with_r_of_small_order_is_refused_though_its_sum_is_right() -> None:
+    clamped = bytearray(hashlib.sha512(bytes(range(32))).digest()[:32])
+    clamped[0] &= 248
+    clamped[31] = clamped[31] & 63 | 64
+    r = bytes.fromhex(SMALL[0])
+    challenge = int.from_bytes(hashlib.sha512(r + PUBLIC + b"message").digest(), "little")
+    s = challenge * int.from_bytes(clamped, "little") % ed25519.ORDER
+    signature = r + s.to_bytes(32, "little")
+    SECRET.public_key().verify(signature, b"message")  # OpenSSL lets it pass
+    assert not ed25519.verify(PUBLIC, b"message", signature)
 
 
 @pytest.mark.parametrize(

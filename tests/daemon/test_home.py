@@ -59,6 +59,11 @@ def retype(tree: Path) -> None:
     (tree / "pipe").touch(0o620)
 
 
+def relink(tree: Path) -> None:
+    (tree / "current").unlink()
+    (tree / "current").symlink_to(".config")
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "content of the same length": lambda tree: (tree / ".config/settings").write_text("volume=12\n"),
     "a new file": lambda tree: (tree / "new").touch(),
@@ -68,7 +73,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "the mode of a file": lambda tree: (tree / ".profile").chmod(0o755),
     "the mode of the home itself": lambda tree: tree.chmod(0o755),
     "the set-group-id bit": lambda tree: (tree / ".config").chmod(0o755),
-    "the target of a link": lambda tree: ((tree / "current").unlink(), (tree / "current").symlink_to(".config")),
+    "the target of a link": relink,
     "the type": retype,
     "an attribute's value": lambda tree: os.setxattr(tree / ".profile", "user.origin", b"elsewhere"),
     "an attribute more": lambda tree: os.setxattr(tree / ".config-old", "user.x", b""),

@@ -57,7 +57,8 @@ def test_the_signature_covers_the_bytes_as_received_not_their_meaning() -> None:
 
 @pytest.mark.parametrize(("field", "reason"), [("client", "wrong-client"), ("boot", "wrong-boot")])
 def test_a_command_for_somebody_else_is_refused(field: str, reason: str) -> None:
-    other = dataclasses.replace(COMMAND, **{field: str(uuid.uuid4())})
+    elsewhere: dict[str, Any] = {field: str(uuid.uuid4())}
+    other = dataclasses.replace(COMMAND, **elsewhere)
     assert refusal(wrap(protocol.encode(other))) == (reason, COMMAND.command)
 
 
