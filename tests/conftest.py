@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from django.conf import settings
 from django.db import connection
-from django.db.backends.sqlite3.operations import DatabaseOperations as SQLite
+from django.db.backends.sqlite3.base import DatabaseWrapper
 
 from tests.world import World, make_world
 
@@ -26,9 +26,10 @@ def static_root(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def django_db_setup(django_db_setup: None) -> Iterator[None]:
     """SQLite empties tables by DELETE, which triggers refuse: for the flush after a test they are lifted."""
-    flush = SQLite.sql_flush
+    operations = DatabaseWrapper.ops_class
+    flush = operations.sql_flush
 
-    def without_triggers(self: SQLite, *arguments: Any, **options: Any) -> list[str]:
+    def without_triggers(self: Any, *arguments: Any, **options: Any) -> list[str]:
         with connection.cursor() as cursor:
             cursor.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
             triggers = cursor.fetchall()
@@ -36,7 +37,7 @@ def django_db_setup(django_db_setup: None) -> Iterator[None]:
         return [*(f'DROP TRIGGER "{name}"' for name, _ in triggers), *statements, *(sql for _, sql in triggers)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SQLite, "sql_flush", without_triggers)
+        patch.setattr(operations, "sql_flush", without_triggers)
         yield
 
 

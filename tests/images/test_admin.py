@@ -45,7 +45,7 @@ def test_a_volunteer_writes_a_recipe_and_builds_it(world: World) -> None:
     assert "Build a version" in page(world.vera, image).content.decode()
     status, shown = order(world.vera, image, "build", reason="first")
     assert status == 200
-    assert "game-1 is queued" in shown
+    assert "Game-1 is queued" in shown
     assert ImageVersion.objects.get().reason == "first"
     assert "is queued already" in order(world.vera, image, "build")[1]
 
