@@ -74,33 +74,33 @@ def boot_ltsp(name: str, scratch: Path, log: Path) -> guest.Measured:
         return guest.boot(name, guest.Boot(files / "kernel", files / "initrd", ltsp.append()), log)
 
 
-BOOTS: dict[str, Callable[[str, Path, Path], guest.Measured]] = {
-    "ours": lambda name, scratch, log: ours.boot(ours.built(CACHE), name, scratch, log),
+PEERS: dict[str, Callable[[str, Path, Path], guest.Measured]] = {
     "live-boot": partial(boot_over_http, live_boot.SYSTEM, live_boot.append),
     "ltsp": boot_ltsp,
     "dracut": partial(boot_over_http, dracut.SYSTEM, dracut.append),
 }
 
 
-def prepare(names: list[str]) -> None:
-    """Build what is not in the cache; the only part that needs the package archive."""
+def prepare(names: list[str]) -> Path | None:
+    """Build what is not in the cache; the only part that needs the package archive. Returns our version."""
     systems = {"live-boot": live_boot.SYSTEM, "ltsp": ltsp.SYSTEM, "dracut": dracut.SYSTEM}
     for name in names:
-        if name == "ours":
-            ours.built(CACHE)
-        else:
+        if name in systems:
             tree.built(systems[name], CACHE)
+    # Last, and handed on: somebody may be editing its sources while the others are built and booted.
+    return ours.built(CACHE) if "ours" in names else None
 
 
-def measure(names: list[str], runs: int) -> None:
+def measure(names: list[str], runs: int, version: Path) -> None:
     """Boot each in turn, one at a time; print medians, the table and the JSON line."""
     result: dict[str, dict[str, float]] = {}
+    boots = {"ours": lambda name, _, log: ours.boot(CACHE, version, name, log), **PEERS}
     for name in names:
         measured = []
         for run in range(1, runs + 1):
             progress(f"{name}: boot {run} of {runs}")
             with tempfile.TemporaryDirectory(prefix="boot-", dir=CACHE) as scratch:
-                measured.append(BOOTS[name](name, Path(scratch), CACHE / "log" / f"{name}.log"))
+                measured.append(boots[name](name, Path(scratch), CACHE / "log" / f"{name}.log"))
             progress(f"{name}: {measured[-1].busy_s:.2f} s busy, login prompt at {measured[-1].login_s:.2f} s")
         result[name] = {
             "busy_s": round(statistics.median(one.busy_s for one in measured), 2),
@@ -130,16 +130,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.boot", description=__doc__)
     parser.add_argument("--runs", type=int, default=1, help="boots of each (default: 1)")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), help="leave the others out")
-    parser.add_argument(_INSIDE, action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(_INSIDE, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         print("bench-boot builds chroots and serves NFS: run it as root.", file=sys.stderr)
         return 1
     if arguments.inside_namespace:
-        measure(arguments.only, arguments.runs)
+        measure(arguments.only, arguments.runs, arguments.inside_namespace)
         return 0
-    prepare(arguments.only)
-    again = [sys.executable, "-m", "tests.bench.boot", *sys.argv[1:], _INSIDE]
+    version = prepare(arguments.only)
+    again = [sys.executable, "-m", "tests.bench.boot", *sys.argv[1:], _INSIDE, str(version)]
     isolated = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     return subprocess.call([*isolated, "sh", "-ec", _NAMESPACE, "sh", *again])
 

@@ -21,8 +21,8 @@ LEASE = "fleet.ip=10.0.2.15 fleet.netmask=255.255.255.0 fleet.router=10.0.2.2 fl
 _SOURCES = Path(__file__).resolve().parents[2]
 
 
-def built(cache: Path) -> tuple[Manifest, stores.Store]:
-    """A version of the base packages; built anew when the recipe, the builder, the initrd or the daemon changed."""
+def built(cache: Path) -> Path:
+    """The manifest of a version of the base packages; built anew when recipe, builder, initrd or daemon changed."""
     store = stores.Store(cache / "store")
     files = tuple(
         RecipeFile(target, (GUEST / name).read_text(), 0o755 if name == "getty" else 0o644)
@@ -39,12 +39,13 @@ def built(cache: Path) -> tuple[Manifest, stores.Store]:
         progress("ours: builds")
         manifest = build(recipe, Context(cache / "work", store, DAEMON), Terminal(verbose=False))
         known.write_text(json.dumps(manifest.to_dict()))
-    return Manifest.from_dict(json.loads(known.read_text())), store
+    return known
 
 
-def boot(version: tuple[Manifest, stores.Store], name: str, scratch: Path, log: Path) -> guest.Measured:
-    """Boot it."""
-    manifest, store = version
+def boot(cache: Path, version: Path, name: str, log: Path) -> guest.Measured:
+    """Boot the version of the manifest file `version`, whose artefacts are in the cache."""
+    store = stores.Store(cache / "store")
+    manifest = Manifest.from_dict(json.loads(version.read_text()))
     path = {part: store.require(artefact) for part, artefact in manifest.artefacts().items()}
     served = Version(path["kernel"], path["initrd"], path["root"], path["plan"], path["home"])
     with Gateway(served) as gateway:
