@@ -1,4 +1,5 @@
 import uuid
+from collections.abc import Mapping, Sequence
 
 from django.conf import settings
 from django.db import models
@@ -65,7 +66,7 @@ class Command(models.Model):
     """
 
     SITE = "client__site"
-    TRANSITIONS = {
+    TRANSITIONS: Mapping[str, Sequence[str]] = {
         CommandStatus.SENT: [CommandStatus.QUEUED],
         CommandStatus.ACCEPTED: [CommandStatus.SENT],
         CommandStatus.SUCCEEDED: [CommandStatus.SENT, CommandStatus.ACCEPTED],

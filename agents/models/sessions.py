@@ -1,4 +1,5 @@
 import uuid
+from collections.abc import Mapping, Sequence
 
 from django.db import models
 from django.utils import timezone
@@ -16,6 +17,7 @@ class BootToken(models.Model):
 
     client = models.ForeignKey(Client, on_delete=models.CASCADE, related_name="boot_tokens")
     digest = models.CharField(max_length=64, unique=True)
+    kernel = models.CharField(max_length=80, blank=True, help_text="Release of the kernel that was offered with it.")
     created_at = models.DateTimeField(default=timezone.now)
     expires_at = models.DateTimeField()
     used_at = models.DateTimeField(null=True)
@@ -48,7 +50,7 @@ class BootSession(models.Model):
     """
 
     SITE = "client__site"
-    TRANSITIONS = {
+    TRANSITIONS: Mapping[str, Sequence[str]] = {
         SessionStatus.OPEN: [SessionStatus.BOOTING, SessionStatus.OPEN, SessionStatus.LOST],
         SessionStatus.CLOSED: [SessionStatus.BOOTING, SessionStatus.OPEN, SessionStatus.LOST],
         SessionStatus.SUPERSEDED: [SessionStatus.BOOTING, SessionStatus.OPEN, SessionStatus.LOST],

@@ -1,0 +1,320 @@
+"""The gateway's routes and its life: what arrives is checked here, decided in ``agents`` and answered after it is durable."""
+
+import asyncio
+import base64
+import json
+import logging
+import random
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import redis.asyncio as aioredis
+from django.conf import settings
+from redis.exceptions import RedisError
+
+from agents import attendance, evidence, netboot
+from agents.daemon import protocol
+from agents.gateway import artefacts
+from agents.gateway.database import Database
+from agents.gateway.http import Answer, Bucket, Problem, Receive, Request, Scope, Send, reply
+from agents.gateway.parking import Attendant, Parking
+from agents.models import BootSession, Command, CommandStatus, SessionStatus
+from agents.schedule import GATEWAY_UP
+from agents.sending import CHANNEL
+from agents.signing import Signer, public_keys
+from fleet.exceptions import FleetError
+from fleet.models import token_hash
+
+log = logging.getLogger(__name__)
+SWEEP_S = 3.0  # how late a command is found whose nudge was lost, and how often presence is written down
+_NONCE = re.compile(r"[0-9A-Za-z_-]{8,64}").fullmatch
+_BEARER = re.compile(r"[Bb]earer ([0-9a-f]{64})").fullmatch
+_COMMAND = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
+MOST_REPORTS = 50
+
+Route = Callable[[Request], Awaitable[Answer]]
+
+
+class Gateway:
+    """The ASGI application. One per process; several processes serve one database side by side."""
+
+    def __init__(self) -> None:
+        self._parking = Parking()
+        self._database = Database()
+        self._signer = Signer.load(settings.SESSION_KEY, "session")
+        self._tasks: list[asyncio.Task[None]] = []
+        self._up_since = time.time()
+        self._closing = False
+        self._routes: dict[tuple[str, str], tuple[Route, Bucket]] = {
+            ("GET", "/boot/v1/start.ipxe"): (self._start, Bucket(500, 2000)),
+            ("GET", "/boot/v1/client.ipxe"): (self._script, Bucket(200, 1000)),
+            ("POST", "/boot/v1/plan"): (self._plan, Bucket(200, 1000)),
+            ("POST", "/boot/v1/trouble"): (self._trouble, Bucket(50, 200)),
+            ("POST", "/agent/v1/session"): (self._session, Bucket(500, 2000)),
+            ("GET", "/agent/v1/next"): (self._next, Bucket(2000, 20000)),
+            ("POST", "/agent/v1/reports"): (self._reports, Bucket(2000, 20000)),
+            ("POST", "/agent/v1/bye"): (self._bye, Bucket(500, 5000)),
+        }
+        self._methods: dict[str, str] = {path: method for method, path in self._routes}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "http":
+            await self._serve(Request.of(scope, receive), send)
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                for work in (self._database.run, self._listen, self._sweep):
+                    self._tasks.append(asyncio.create_task(work()))
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self._shut_down()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _shut_down(self) -> None:
+        self._closing = True
+        self._parking.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._database.close()
+
+    async def _listen(self) -> None:
+        """Hear nudges. While Redis is away the sweep delivers."""
+        while True:
+            with suppress(RedisError, OSError):
+                async with aioredis.Redis.from_url(settings.REDIS_URL) as connection, connection.pubsub() as channel:
+                    await channel.subscribe(CHANNEL)
+                    async for message in channel.listen():
+                        if message["type"] == "message":
+                            self._nudged(message["data"])
+            await asyncio.sleep(1)
+
+    def _nudged(self, data: bytes) -> None:
+        try:
+            clients = [uuid.UUID(client) for client in json.loads(data)["clients"]]
+        except (ValueError, KeyError, TypeError):
+            log.error("A nudge that is none was published on %s: %r", CHANNEL, data[:100])
+            return
+        for client in clients:
+            self._parking.wake(client)
+
+    async def _sweep(self) -> None:
+        """Every few seconds: find commands whose nudge was lost, write down who is there, and that we listen."""
+        while True:
+            try:
+                for client in await self._database.read(_with_commands):
+                    self._parking.wake(client)
+                for session in await self._database.write(attendance.seen, self._parking.take_seen()):
+                    # It counted as lost and is here: its next state is told anew.
+                    if attendant := self._parking.attendant(session):
+                        await self._database.write(attendance.says_state, session, attendant.state or protocol.READY)
+            except Exception:
+                log.exception("The sweep failed; it is tried again in %s s", SWEEP_S)
+            with suppress(RedisError, OSError):
+                async with aioredis.Redis.from_url(settings.REDIS_URL) as connection:
+                    await connection.set(GATEWAY_UP, str(self._up_since), ex=10)
+            await asyncio.sleep(SWEEP_S)
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    async def _serve(self, request: Request, send: Send) -> None:
+        try:
+            if request.path.startswith("/store/") and request.method in ("GET", "HEAD"):
+                await artefacts.serve(request, send, settings.STORE)
+                return
+            answer = await self._answer(request)
+        except Problem as problem:
+            answer = Answer.problem(problem)
+        except netboot.Refusal as refusal:
+            answer = Answer.text(refusal.text + "\n", refusal.status)
+        except FleetError as error:
+            log.error("%s %s: %s", request.method, request.path, error)
+            answer = Answer.problem(Problem(503, error.message, Retry_After="10"))
+        except Exception:
+            log.exception("%s %s failed", request.method, request.path)
+            answer = Answer.problem(Problem(500, "The server failed; its log says why."))
+        await reply(send, answer, head=request.method == "HEAD")
+
+    async def _answer(self, request: Request) -> Answer:
+        method = "GET" if request.method == "HEAD" else request.method
+        route = self._routes.get((method, request.path))
+        if route is None:
+            if allowed := self._methods.get(request.path):
+                raise Problem(405, f"{request.path} takes {allowed}.", Allow=allowed)
+            raise Problem(404, f"There is nothing at {request.path[:100]}.")
+        if self._closing:
+            raise self._come_again()
+        handler, bucket = route
+        bucket.admit()
+        return await handler(request)
+
+    def _come_again(self) -> Problem:
+        spread = 1 + random.randint(0, settings.POLL_SPREAD)  # noqa: S311 - spreads load, guards nothing
+        return Problem(503, "The gateway is restarting.", Retry_After=str(spread))
+
+    # Boot: firmware and initrd
+
+    async def _start(self, request: Request) -> Answer:
+        return Answer.text(netboot.start_script(request.query.get("site", "")))
+
+    async def _script(self, request: Request) -> Answer:
+        return Answer.text(await self._database.write(netboot.client_script, request.query))
+
+    async def _plan(self, request: Request) -> Answer:
+        plan = await self._database.write(netboot.boot_plan, await request.form())
+        fields = protocol.parse_plan(plan)
+        if fields["action"] == "boot":
+            self._parking.superseded_by(uuid.UUID(fields["client"]))
+        return Answer.text(plan)
+
+    async def _trouble(self, request: Request) -> Answer:
+        await self._database.write(netboot.trouble, await request.form())
+        return Answer(204)
+
+    # Sessions: the daemon
+
+    async def _attendant(self, request: Request) -> tuple[Attendant, str]:
+        """Who asks, by the bearer token; Problem 401 for strangers, 409 for a session that a younger one replaced."""
+        match = _BEARER(request.headers.get("authorization", ""))
+        if match is None:
+            raise Problem(401, "A session's bearer token is needed.", WWW_Authenticate="Bearer")
+        bearer = token_hash(match[1])
+        attendant = self._parking.by_bearer.get(bearer)
+        if attendant is None:
+            session = await self._database.read(_session_of, bearer)
+            if session is None:
+                raise Problem(401, "This bearer token belongs to no session.", WWW_Authenticate="Bearer")
+            if session.status == SessionStatus.SUPERSEDED:
+                raise Problem(409, "A younger session of this client exists.")
+            attendant = self._parking.enter(bearer, session.pk, session.client_id)
+        if attendant.superseded:
+            raise Problem(409, "A younger session of this client exists.")
+        self._parking.saw(attendant)
+        return attendant, bearer
+
+    async def _session(self, request: Request) -> Answer:
+        attendant, bearer = await self._attendant(request)
+        body = await request.json()
+        nonce, boot_id = body.get("nonce"), body.get("boot_id")
+        if body.get("protocol") != protocol.VERSION:
+            raise Problem(400, f"This server speaks protocol {protocol.VERSION}.")
+        if not isinstance(nonce, str) or not _NONCE(nonce) or not isinstance(boot_id, str):
+            raise Problem(400, "The nonce or the boot_id is not one.")
+        try:
+            facts = attendance.clean_facts(body.get("facts"))
+        except attendance.BadFacts as error:
+            raise Problem(400, str(error)) from None
+        session = await self._database.read(_session_of, bearer)
+        if session is None:
+            raise Problem(401, "This bearer token belongs to no session.", WWW_Authenticate="Bearer")
+        try:
+            await self._database.write(attendance.open_session, session, boot_id, facts)
+        except FleetError as error:
+            raise Problem(409, error.message) from None
+        attendant.state = ""
+        answer = Answer.json(
+            {
+                "session": str(attendant.session),
+                "client": str(attendant.client),
+                "nonce": nonce,
+                "server_time_ms": _now_ms(),
+                "hold_s": settings.POLL_HOLD,
+                "spread_s": settings.POLL_SPREAD,
+                "keys": public_keys(settings.PUBLIC_KEYS, "command"),
+            }
+        )
+        signature = base64.b64encode(self._signer.sign(answer.body)).decode()
+        answer.headers["Fleet-Signature"] = f"{self._signer.key_id}:{signature}"
+        return answer
+
+    async def _next(self, request: Request) -> Answer:
+        attendant, _ = await self._attendant(request)
+        cursor, state = request.query.get("cursor", "0"), request.query.get("state", "")
+        if not cursor.isdecimal() or len(cursor) > 16 or state not in protocol.STATES:
+            raise Problem(400, f"The cursor is a sequence, the state one of {', '.join(protocol.STATES)}.")
+        if state != attendant.state:
+            await self._database.write(attendance.says_state, attendant.session, state)
+            attendant.state = state
+        hold = time.monotonic() + settings.POLL_HOLD
+        while True:
+            if attendant.client in self._parking.waiting:
+                self._parking.waiting.discard(attendant.client)
+                if envelopes := await self._database.read(_envelopes, attendant.session, int(cursor)):
+                    return Answer.json({"commands": envelopes, "server_time_ms": _now_ms()})
+            how = await self._parking.park(attendant, hold - time.monotonic())
+            self._parking.saw(attendant)
+            if how == "superseded":
+                raise Problem(409, "A younger session of this client exists.")
+            if how == "closing":
+                raise self._come_again()
+            if how != "wake":
+                return Answer(204, headers={"Fleet-Time": str(_now_ms())})
+
+    async def _reports(self, request: Request) -> Answer:
+        _, bearer = await self._attendant(request)
+        reports = (await request.json()).get("reports")
+        if not isinstance(reports, list) or not 0 < len(reports) <= MOST_REPORTS or not all(map(_is_report, reports)):
+            raise Problem(400, f"reports is a list of 1 to {MOST_REPORTS} reports (docs/protocol.md, section 3).")
+        session = await self._database.read(_session_of, bearer)
+        if session is None:
+            raise Problem(401, "This bearer token belongs to no session.", WWW_Authenticate="Bearer")
+        accepted, rejected = [], []
+        for report in reports:
+            why = await self._database.write(evidence.take_report, session, report)
+            if why:
+                rejected.append({"command": report["command"], "reason": why})
+            else:
+                accepted.append(report["command"])
+        return Answer.json({"accepted": accepted, "rejected": rejected})
+
+    async def _bye(self, request: Request) -> Answer:
+        _, bearer = await self._attendant(request)
+        await request.json()
+        session = await self._database.read(_session_of, bearer)
+        if session is not None:
+            await self._database.write(attendance.close_session, session)
+        return Answer(204)
+
+
+def _now_ms() -> int:
+    return round(time.time() * 1000)
+
+
+def _is_report(report: Any) -> bool:
+    return (
+        isinstance(report, dict)
+        and isinstance(report.get("command"), str)
+        and _COMMAND(report["command"]) is not None
+        and report.get("state") in protocol.REPORTS
+        and isinstance(report.get("reason"), str)
+        and len(report["reason"]) <= 300
+        and isinstance(report.get("result"), dict)
+    )
+
+
+def _session_of(bearer: str) -> BootSession | None:
+    return BootSession.objects.select_related("client__site").filter(bearer_digest=bearer).first()
+
+
+def _with_commands() -> list[uuid.UUID]:
+    """Clients to which a command is on its way."""
+    return list(Command.objects.filter(status=CommandStatus.SENT).values_list("client_id", flat=True))
+
+
+def _envelopes(session: uuid.UUID, cursor: int) -> list[dict[str, str]]:
+    """The deliverable commands of a session, oldest first. One that was delivered and not accepted comes again."""
+    commands = Command.objects.filter(session=session, status=CommandStatus.SENT, sequence__gt=cursor).order_by(
+        "sequence"
+    )
+    return [protocol.envelope(bytes(c.envelope), bytes(c.signature), c.key_id) for c in commands]

@@ -1,0 +1,64 @@
+"""Serves the store: immutable artefacts by digest, with Range (RFC 9110, one range) so that a broken fetch goes on."""
+
+import asyncio
+import re
+from pathlib import Path
+
+from agents.gateway.http import Answer, Problem, Request, Send, reply
+
+CHUNK = 1 << 18
+_DIGEST = re.compile(r"/store/([0-9a-f]{64})").fullmatch
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)").fullmatch
+
+
+async def serve(request: Request, send: Send, store: Path) -> None:
+    match = _DIGEST(request.path)
+    if match is None:
+        raise Problem(404, "An artefact is named by its SHA-256 in small hex.")
+    digest = match[1]
+    path = store / "objects" / digest[:2] / digest
+    try:
+        size = path.stat().st_size
+        file = path.open("rb")
+    except OSError:
+        raise Problem(404, f"The store has no artefact {digest}.") from None
+    with file:
+        start, end = 0, size - 1
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Accept-Ranges": "bytes",
+            "ETag": f'"{digest}"',
+            "Cache-Control": "public, max-age=31536000, immutable",
+        }
+        status = 200
+        if asked := request.headers.get("range"):
+            start, end = _range(asked, size)
+            status = 206
+            headers["Content-Range"] = f"bytes {start}-{end}/{size}"
+        if request.headers.get("if-none-match") == headers["ETag"]:
+            await reply(send, Answer(304, b"", headers))
+            return
+        headers["Content-Length"] = str(end - start + 1)
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": status, "headers": raw})
+        left = 0 if request.method == "HEAD" else end - start + 1
+        file.seek(start)
+        while left > 0:
+            chunk = await asyncio.to_thread(file.read, min(CHUNK, left))
+            if not chunk:
+                return  # the file shrank: the connection breaks, and the client notices
+            left -= len(chunk)
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _range(asked: str, size: int) -> tuple[int, int]:
+    """First and last byte of a Range header; Problem 416 when it cannot be had."""
+    match = _RANGE(asked.strip())
+    if match is None or match.groups() == ("", ""):
+        raise Problem(416, "One range of bytes can be asked for.", Content_Range=f"bytes */{size}")
+    first, last = match.groups()
+    start, end = (max(0, size - int(last)), size - 1) if not first else (int(first), min(int(last or size), size - 1))
+    if start > end:
+        raise Problem(416, f"The artefact has {size} bytes.", Content_Range=f"bytes */{size}")
+    return start, end

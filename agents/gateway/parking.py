@@ -1,0 +1,101 @@
+"""Who is there: parked polls, presence, and what waits to be delivered. Memory only; the database is asked elsewhere."""
+
+import asyncio
+import time
+import uuid
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Attendant:
+    """A session this gateway has heard of. ``state`` is what its daemon said last."""
+
+    session: uuid.UUID
+    client: uuid.UUID
+    state: str = ""
+    superseded: bool = False
+    poll: "asyncio.Future[str] | None" = None
+    seen_at: float = field(default_factory=time.monotonic)
+
+
+class Parking:
+    """Attendants by the digest of their bearer; ``waiting`` are clients with commands to deliver."""
+
+    MOST = 50_000
+
+    def __init__(self) -> None:
+        self.by_bearer: dict[str, Attendant] = {}
+        self.waiting: set[uuid.UUID] = set()
+        self._by_client: dict[uuid.UUID, Attendant] = {}
+        self._seen: set[uuid.UUID] = set()
+
+    def enter(self, bearer: str, session: uuid.UUID, client: uuid.UUID) -> Attendant:
+        """Know a session; an older one of the same client is superseded."""
+        if len(self.by_bearer) >= self.MOST:
+            self._forget_silent()
+        attendant = Attendant(session, client)
+        older = self._by_client.get(client)
+        if older is not None and older.session != session:
+            self.supersede(older)
+        self.by_bearer[bearer] = self._by_client[client] = attendant
+        return attendant
+
+    def supersede(self, attendant: Attendant) -> None:
+        attendant.superseded = True
+        self._end(attendant, "superseded")
+
+    def superseded_by(self, client: uuid.UUID) -> None:
+        """A younger session of ``client`` begins: the present one's poll ends."""
+        if older := self._by_client.pop(client, None):
+            self.supersede(older)
+
+    async def park(self, attendant: Attendant, hold_s: float) -> str:
+        """Wait: ``wake``, ``superseded``, ``replaced`` (by a newer poll of the same session), ``closing`` or ``held``."""
+        self._end(attendant, "replaced")
+        poll: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        attendant.poll = poll
+        try:
+            async with asyncio.timeout(hold_s):
+                return await poll
+        except TimeoutError:
+            return "held"
+        finally:
+            if attendant.poll is poll:
+                attendant.poll = None
+
+    def wake(self, client: uuid.UUID) -> None:
+        self.waiting.add(client)
+        if attendant := self._by_client.get(client):
+            self._end(attendant, "wake")
+
+    def close(self) -> int:
+        """End all polls; how many there were."""
+        parked = [attendant for attendant in self.by_bearer.values() if attendant.poll]
+        for attendant in parked:
+            self._end(attendant, "closing")
+        return len(parked)
+
+    def saw(self, attendant: Attendant) -> None:
+        attendant.seen_at = time.monotonic()
+        self._seen.add(attendant.session)
+
+    def take_seen(self) -> set[uuid.UUID]:
+        """The sessions heard of since the last call, and those whose poll is parked now: a parked poll is presence."""
+        seen = self._seen | {attendant.session for attendant in self.by_bearer.values() if attendant.poll}
+        self._seen = set()
+        return seen
+
+    def attendant(self, session: uuid.UUID) -> Attendant | None:
+        return next((one for one in self.by_bearer.values() if one.session == session), None)
+
+    def _end(self, attendant: Attendant, how: str) -> None:
+        if attendant.poll is not None and not attendant.poll.done():
+            attendant.poll.set_result(how)
+
+    def _forget_silent(self) -> None:
+        late = time.monotonic() - 3600
+        for bearer, attendant in list(self.by_bearer.items()):
+            if attendant.poll is None and attendant.seen_at < late:
+                del self.by_bearer[bearer]
+                if self._by_client.get(attendant.client) is attendant:
+                    del self._by_client[attendant.client]

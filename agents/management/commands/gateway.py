@@ -1,0 +1,29 @@
+from typing import Any
+
+import uvicorn
+from django.core.management.base import BaseCommand, CommandParser
+
+
+class Command(BaseCommand):
+    help = "Serves clients: boot scripts and plans, artefacts, and the daemons' long polls."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--host", default="127.0.0.1")
+        parser.add_argument("--port", type=int, default=8001)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        from agents.gateway.app import Gateway
+
+        uvicorn.run(
+            Gateway(),
+            host=options["host"],
+            port=options["port"],
+            loop="uvloop",
+            http="httptools",
+            access_log=False,
+            log_level="warning",
+            timeout_keep_alive=75,  # longer than a hold: the daemon keeps one connection
+            timeout_graceful_shutdown=5,
+            backlog=4096,
+            server_header=False,
+        )

@@ -1,0 +1,268 @@
+"""What a booting machine asks: iPXE's script, the boot plan, and how it tells that it cannot boot."""
+
+import re
+import secrets
+from collections.abc import Mapping
+from datetime import timedelta
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from agents.daemon import protocol
+from agents.evidence import new_boot
+from agents.models import BootSession, BootToken, SessionStatus
+from agents.observing import observe
+from agents.signing import public_keys
+from fleet import audit
+from fleet.hardware import Adapter, parse_adapters
+from fleet.models import Admission, Client, ClientState, Site, token_hash
+from fleet.services import classify
+from fleet.transitions import move
+from images.models import Release
+
+RETRY_S = 10
+MOST_PENDING = 500  # clients nobody admitted, per site: a flood of invented MACs ends there
+STAGES = ("network", "plan", "fetch", "verify", "root", "handover")
+ERRORS = ("digest-mismatch", "short", "unreachable", "no-space", "refused", "mount", "other")
+
+_MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}").fullmatch
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
+_KERNEL = re.compile(r"[0-9A-Za-z._+~-]{1,80}").fullmatch
+_UNPRINTABLE = re.compile(r"[^A-Za-z0-9 .,:;()/_'+-]")
+
+
+class Refusal(Exception):
+    """The request is refused with ``status`` and a sentence for the client's screen."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status, self.text = status, text
+
+
+def start_script(site: str) -> str:
+    """The static first script: names the machine and asks for its own. ``site`` is a slug or empty."""
+    where = f"&site={site}" if re.fullmatch(r"[-a-zA-Z0-9_]{1,50}", site) else ""
+    facts = "mac=${netX/mac}&uuid=${uuid}&manufacturer=${manufacturer:uristring}&product=${product:uristring}"
+    return f"#!ipxe\nchain --replace {settings.GATEWAY_URL}/boot/v1/client.ipxe?{facts}&serial=${{serial:uristring}}{where}\n"
+
+
+def _again(text: str, site: str) -> str:
+    """A script that shows a sentence and starts over."""
+    shown = _UNPRINTABLE.sub(" ", text)
+    return f"#!ipxe\necho {shown}\nsleep {RETRY_S}\n" + start_script(site).removeprefix("#!ipxe\n")
+
+
+@transaction.atomic
+def client_script(query: Mapping[str, str]) -> str:
+    """The script for one MAC: kernel, initrd and a fresh boot token, or a sentence and another try.
+
+    An unknown MAC becomes a client of the site named (or of the only one there is) and waits as pending, unless the
+    site's enrolment is open. Raises Refusal for what is no MAC or no site.
+    """
+    mac = query.get("mac", "").lower()
+    if not _MAC(mac):
+        raise Refusal(400, "The mac must look like 52:54:00:12:34:56.")
+    client = _known(mac, query)
+    slug = client.site.slug
+    if client.admission in (Admission.RETIRED, Admission.MAINTENANCE):
+        return _again(
+            f"{client} is {client.get_admission_display().lower()}. A volunteer of {client.site} can change that.", slug
+        )
+    release = _release_to_start(client)
+    if release is None:
+        return _again(f"No version is released at {client.site} yet.", slug)
+    manifest = release.version.manifest
+    assert manifest is not None
+    token = secrets.token_hex(16)
+    BootToken.objects.filter(client=client, expires_at__lt=timezone.now() - timedelta(days=1)).delete()
+    BootToken.objects.create(
+        client=client,
+        digest=token_hash(token),
+        kernel=manifest["kernel_release"],
+        expires_at=timezone.now() + timedelta(seconds=settings.BOOT_TOKEN_LIFE),
+    )
+    observe(client, ClientState.BOOTING)
+    base = settings.GATEWAY_URL
+    words = [
+        "console=tty0 console=ttyS0 quiet",
+        f"fleet.server={base} fleet.mac={mac} fleet.token={token}",
+        "fleet.ip=${netX/ip} fleet.netmask=${netX/netmask} fleet.router=${netX/gateway} fleet.dns=${netX/dns}",
+    ]
+    return (
+        f"#!ipxe\nkernel {base}/store/{manifest['kernel']['sha256']} initrd=initrd {' '.join(words)}\n"
+        f"initrd --name initrd {base}/store/{manifest['initrd']['sha256']}\nboot\n"
+    )
+
+
+def _known(mac: str, query: Mapping[str, str]) -> Client:
+    """The client of this MAC, made if it was never seen. What the firmware says of itself is noted."""
+    client = Client.objects.select_related("site", "client_class").filter(mac=mac).first()
+    if client is None:
+        site = _site(query.get("site", ""))
+        if Client.objects.filter(site=site, admission=Admission.PENDING).count() >= MOST_PENDING:
+            raise Refusal(429, f"{site} has {MOST_PENDING} clients that nobody admitted; admit or delete some first.")
+        admission = Admission.IN_SERVICE if site.enrolment_open else Admission.PENDING
+        name = f"pc-{mac.replace(':', '')[-6:]}"
+        if Client.objects.filter(site=site, name=name).exists():
+            name = f"pc-{mac.replace(':', '')}"
+        client = Client.objects.create(site=site, mac=mac, name=name, admission=admission)
+        audit.record("client.seen", client, site=site, actor="gateway", mac=mac, admission=admission.value)
+    facts = {key: _UNPRINTABLE.sub(" ", query.get(key, ""))[:100].strip() for key in ("product", "serial")}
+    if any(getattr(client, key) != value for key, value in facts.items()):
+        Client.objects.filter(pk=client.pk).update(**facts)
+    return client
+
+
+def _site(slug: str) -> Site:
+    sites = list(Site.objects.filter(slug=slug) if slug else Site.objects.all()[:2])
+    if len(sites) != 1:
+        raise Refusal(
+            404, f"There is no site {slug!r}." if slug else "The DHCP file name must end in ?site= and a site."
+        )
+    return sites[0]
+
+
+def _release_to_start(client: Client) -> Release | None:
+    """Whose kernel and initrd a client starts with, before its class is known: its last class's, else the site's."""
+    current = Release.objects.filter(current=True, client_class__site=client.site).select_related("version", "home")
+    for client_class in (client.client_class_id, client.site.default_class_id):
+        if client_class and (release := current.filter(client_class=client_class).first()):
+            return release
+    return current.order_by("-released_at").first()
+
+
+@transaction.atomic
+def boot_plan(form: Mapping[str, str]) -> str:
+    """Redeem a boot token for a boot plan (docs/protocol.md, section 1). Raises Refusal.
+
+    The token is used up by a plan to boot or to restart; a client that has to wait keeps it.
+    """
+    token = _token(form)
+    client = token.client
+    try:
+        adapters = parse_adapters(form.get("pci", ""))
+    except ValueError as error:
+        raise Refusal(400, str(error)) from None
+    boot_id, kernel, memory = form.get("boot_id", ""), form.get("kernel", ""), form.get("memory_kib", "")
+    if not _UUID(boot_id) or not _KERNEL(kernel) or not memory.isdecimal() or len(memory) > 12:
+        raise Refusal(400, "The boot_id, kernel or memory_kib is not one.")
+    client.adapters = [adapter.as_json() for adapter in adapters]
+    client.memory_kib = int(memory)
+    client.save(update_fields=["adapters", "memory_kib"])
+    client_class = classify(client, adapters, actor="gateway")
+    if client.admission == Admission.PENDING:
+        return _wait(f"{client.name} waits to be admitted by a volunteer of {client.site}.")
+    if client_class is None:
+        return _wait(f"No rule of {client.site} knows the adapter {_ids(adapters)}; a volunteer can give it a class.")
+    release = (
+        Release.objects.filter(client_class=client_class, current=True).select_related("version__image", "home").first()
+    )
+    if release is None:
+        return _wait(f"No version is released to {client_class} yet.")
+    manifest = release.version.manifest
+    assert manifest is not None
+    if kernel != manifest["kernel_release"]:
+        if token.kernel == manifest["kernel_release"]:
+            raise Refusal(403, f"The kernel {kernel} is not the one offered, {token.kernel}.")
+        _use_up(token)
+        return _lines(action="restart", reason=f"{client_class} needs another kernel")
+    _use_up(token)
+    session, bearer = _begin(client, boot_id, release)
+    return _lines(
+        action="boot",
+        session=session.pk,
+        bearer=bearer,
+        client=client.pk,
+        name=client.name,
+        **{"class": client_class.slug},
+        version=release.version,
+        digest=release.version.digest,
+        root=manifest["root"]["sha256"],
+        root_bytes=manifest["root"]["bytes"],
+        plan=manifest["plan"]["sha256"],
+        plan_bytes=manifest["plan"]["bytes"],
+        home=release.home.sha256,
+        home_bytes=release.home.bytes,
+        home_digest=release.home.tree_digest,
+        user=release.version.recipe["user"],
+        uid=release.version.recipe["uid"],
+        tmpfs_percent=client_class.root_percent,
+        home_percent=client_class.home_percent,
+        command_keys=public_keys(settings.PUBLIC_KEYS, "command"),
+        session_keys=public_keys(settings.PUBLIC_KEYS, "session"),
+    )
+
+
+def _token(form: Mapping[str, str]) -> BootToken:
+    """The unused token of this form's client. Each refusal says why, to the one who holds the token only."""
+    token = (
+        BootToken.objects.select_for_update(of=("self",))
+        .select_related("client__site", "client__client_class")
+        .filter(digest=token_hash(form.get("token", "")))
+        .first()
+    )
+    if token is None:
+        raise Refusal(403, "The boot token is unknown.")
+    if token.client.mac != form.get("mac", "").lower():
+        audit.record("boot.refused", token.client, site=token.client.site, actor="gateway", why="token of another MAC")
+        raise Refusal(403, "The boot token belongs to another client.")
+    if token.used_at is not None:
+        raise Refusal(403, "The boot token was used already.")
+    if token.expires_at <= timezone.now():
+        raise Refusal(403, "The boot token has expired.")
+    return token
+
+
+def _use_up(token: BootToken) -> None:
+    if not BootToken.objects.filter(pk=token.pk, used_at=None).update(used_at=timezone.now()):
+        raise Refusal(403, "The boot token was used already.")
+
+
+def _begin(client: Client, boot_id: str, release: Release) -> tuple[BootSession, str]:
+    """A session for this boot, in the place of any older one, and its bearer token."""
+    for older in BootSession.objects.filter(client=client, status__in=BootSession.LIVE):
+        move(older, SessionStatus.SUPERSEDED, ended_at=timezone.now())
+    bearer = secrets.token_hex(32)
+    session = BootSession.objects.create(
+        client=client,
+        boot_id=boot_id,
+        bearer_digest=token_hash(bearer),
+        client_class=client.client_class,
+        release=release,
+    )
+    new_boot(session)
+    observe(client, ClientState.BOOTING, trouble="")
+    return session, bearer
+
+
+def _ids(adapters: list[Adapter]) -> str:
+    return ", ".join(f"{adapter.vendor}:{adapter.device}" for adapter in adapters) or "(none)"
+
+
+def _wait(reason: str) -> str:
+    return _lines(action="wait", reason=reason, retry_s=RETRY_S)
+
+
+def _lines(**plan: object) -> str:
+    if "reason" in plan:
+        plan["reason"] = re.sub(r"[^A-Za-z0-9._:/+=,@ -]", " ", str(plan["reason"]))
+    return protocol.format_plan({"protocol": protocol.VERSION, **plan})
+
+
+@transaction.atomic
+def trouble(form: Mapping[str, str]) -> None:
+    """A client says why it could not boot. Its token, used or not, says who it is; a bare MAC says nothing."""
+    stage, error = form.get("stage", ""), form.get("error", "")
+    if stage not in STAGES or error not in ERRORS:
+        raise Refusal(400, f"The stage is one of {', '.join(STAGES)}, the error one of {', '.join(ERRORS)}.")
+    token = BootToken.objects.select_related("client__site").filter(digest=token_hash(form.get("token", ""))).first()
+    if token is None or token.client.mac != form.get("mac", "").lower():
+        raise Refusal(403, "The boot token is unknown, or belongs to another client.")
+    detail = "".join(char if char.isprintable() else " " for char in form.get("detail", ""))[:400].strip()
+    text = f"{stage}: {error}. {detail}"
+    client = token.client
+    for session in BootSession.objects.filter(client=client, status=SessionStatus.BOOTING):
+        move(session, SessionStatus.LOST, ended_at=timezone.now())
+    observe(client, ClientState.BOOTING, trouble=text)
+    audit.record("boot.failed", client, site=client.site, actor="gateway", stage=stage, error=error, detail=detail)

@@ -1,0 +1,14 @@
+"""What a client is, as last seen: the one writer of ``Client.state``."""
+
+from django.utils import timezone
+
+from fleet.models import Client, ClientState
+
+
+def observe(client: Client, state: ClientState, **changes: object) -> bool:
+    """Note that ``client`` is in ``state``; ``since`` moves only when the state is another. True when it was."""
+    now = timezone.now()
+    rows = Client.objects.filter(pk=client.pk).exclude(state=state).update(state=state, since=now)
+    Client.objects.filter(pk=client.pk).update(last_seen=now, **changes)
+    client.refresh_from_db(fields=["state", "since", "last_seen", *changes])
+    return rows == 1

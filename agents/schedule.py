@@ -1,0 +1,96 @@
+"""What the clock does: it ends what nobody ends, and finds who fell silent."""
+
+import logging
+import time
+from datetime import timedelta
+
+import redis
+from django.conf import settings
+from django.utils import timezone
+
+from agents.evidence import end, silence
+from agents.models import BootSession, Command, CommandStatus, SessionStatus, Verb
+from agents.observing import observe
+from agents.sending import connection
+from fleet.exceptions import WrongState
+from fleet.models import Client, ClientState
+from fleet.transitions import move
+
+log = logging.getLogger(__name__)
+GATEWAY_UP = "fleet.gateway.up"  # Redis: since when (s since 1970) the gateway listens; gone 10 s after it
+
+
+def tick() -> None:
+    _expire()
+    _lose_commands()
+    _lose_boots()
+    if _gateway_listens():
+        _lose_sessions()
+
+
+def _commands(*statuses: CommandStatus) -> "list[Command]":
+    rows = Command.objects.select_related("order__site", "order__ordered_by", "client", "session__client_class")
+    return list(rows.filter(status__in=statuses))
+
+
+def _expire() -> None:
+    """Nobody accepted in time."""
+    now = timezone.now()
+    for command in _commands(CommandStatus.QUEUED, CommandStatus.SENT):
+        if command.expires_at <= now:
+            _end(command, CommandStatus.EXPIRED, "nobody accepted it in time")
+
+
+def _lose_commands() -> None:
+    """Accepted, but nothing proves the effect. A restart has as long as a boot may take."""
+    for command in _commands(CommandStatus.ACCEPTED):
+        limit = settings.BOOT_LIMIT if command.verb == Verb.RESTART else settings.COMMAND_LIFE
+        if command.accepted_at and timezone.now() - command.accepted_at > timedelta(seconds=limit):
+            _end(command, CommandStatus.LOST, f"accepted, but without a proof within {limit} s")
+
+
+def _end(command: Command, status: CommandStatus, reason: str) -> None:
+    try:
+        end(command, status, reason)
+    except WrongState as error:
+        log.info("%s", error)
+
+
+def _lose_boots() -> None:
+    """A boot that takes too long, or stopped before it had a plan."""
+    late = timezone.now() - timedelta(seconds=settings.BOOT_LIMIT)
+    for session in BootSession.objects.filter(status=SessionStatus.BOOTING, planned_at__lt=late).select_related(
+        "client"
+    ):
+        _lose(session)
+    for client in Client.objects.filter(state=ClientState.BOOTING, since__lt=late, last_seen__lt=late):
+        if not BootSession.objects.filter(client=client, status__in=BootSession.LIVE).exists():
+            observe(client, ClientState.LOST)
+
+
+def _lose_sessions() -> None:
+    """Who was not heard of for too long. Silence after a power-down is what was asked for."""
+    late = timezone.now() - timedelta(seconds=settings.LOST_AFTER)
+    for session in BootSession.objects.filter(status=SessionStatus.OPEN, last_seen__lt=late).select_related("client"):
+        _lose(session)
+
+
+def _lose(session: BootSession) -> None:
+    try:
+        if silence(session, "silent since it accepted"):
+            move(session, SessionStatus.CLOSED, ended_at=timezone.now())
+            observe(session.client, ClientState.OFF)
+        else:
+            move(session, SessionStatus.LOST, ended_at=timezone.now())
+            observe(session.client, ClientState.LOST)
+    except WrongState as error:
+        log.info("%s", error)
+
+
+def _gateway_listens() -> bool:
+    """True if the gateway has listened long enough for silence to mean something: else it was we who did not hear."""
+    try:
+        up = connection().get(GATEWAY_UP)
+    except redis.RedisError:
+        return False
+    return isinstance(up, bytes) and time.time() - float(up) > settings.LOST_AFTER

@@ -1,0 +1,66 @@
+"""What is done to sites and clients. Each service asks for the right and writes its audit entry in the same transaction."""
+
+from collections.abc import Iterable
+
+from django.contrib.auth.models import AnonymousUser, User
+from django.db import transaction
+
+from fleet import audit
+from fleet.exceptions import Forbidden, OperatorError
+from fleet.hardware import Adapter, Rule, deduce
+from fleet.models import Admission, ApiToken, Client, ClientClass, HardwareRule, UnknownHardware
+from fleet.roles import Right
+
+
+@transaction.atomic
+def classify(client: Client, adapters: Iterable[Adapter], *, actor: str) -> ClientClass | None:
+    """The class of ``client`` by its site's rules; saved, and audited when it changes.
+
+    A pinned class stays. Where no rule matches the site chooses: its default class, or None (the client waits).
+    """
+    if client.class_pinned:
+        return client.client_class
+    rules = HardwareRule.objects.filter(site=client.site).select_related("client_class")
+    found = deduce(list(adapters), [Rule(rule.pattern, rule.priority, rule.client_class) for rule in rules])
+    site = client.site
+    target: ClientClass | None = found.target if found else None
+    why = f"{found.adapter.vendor}:{found.adapter.device} by {found.rule.pattern}" if found else "no rule matches"
+    if target is None and site.unknown_hardware == UnknownHardware.DEFAULT:
+        target = site.default_class
+    if target != client.client_class:
+        audit.record(
+            "client.classified",
+            client,
+            site=site,
+            actor=actor,
+            why=why,
+            was=str(client.client_class or ""),
+            now=str(target or ""),
+        )
+        client.client_class = target
+        client.save(update_fields=["client_class"])
+    return target
+
+
+@transaction.atomic
+def admit(client: Client, actor: User | AnonymousUser, admission: Admission = Admission.IN_SERVICE) -> None:
+    """Set what people want of ``client``: in service, maintenance, retired. Raises Forbidden without the right ENROL."""
+    if not Client.objects.filter(pk=client.pk).visible_to(actor, Right.ENROL).exists():
+        raise Forbidden(f"You may not admit {client}.", hint="Ask a volunteer of its site.")
+    client.refresh_from_db()
+    if client.admission == admission:
+        return
+    audit.record("client.admission", client, site=client.site, actor=actor, was=client.admission, now=admission.value)
+    client.admission = admission
+    client.save(update_fields=["admission"])
+
+
+@transaction.atomic
+def issue_token(owner: User, name: str, *, read_only: bool = False) -> tuple[ApiToken, str]:
+    """A new API token of ``owner`` and its secret, which is shown this once. Raises OperatorError for a name in use."""
+    if ApiToken.objects.filter(user=owner, name=name).exists():
+        raise OperatorError(f"You have a token called {name} already.", hint="Choose another name, or delete that one.")
+    secret, digest, hint = ApiToken.generate()
+    token = ApiToken.objects.create(user=owner, name=name, digest=digest, hint=hint, read_only=read_only)
+    audit.record("token.issued", str(token), site=None, actor=owner, read_only=read_only)
+    return token, secret
