@@ -65,7 +65,7 @@ def make_keys(directory: Path) -> list[Path]:
 
 def public_keys(directory: Path, kind: str) -> str:
     """All public keys of a kind, as the boot plan carries them: ``command.pub``, and ``command-*.pub`` while keys rotate."""
-    keys = {}
+    keys: dict[str, bytes] = {}
     for path in sorted(directory.glob(f"{kind}*.pub")):
         keys |= protocol.parse_keys(path.read_text().strip())
     if not keys:

@@ -81,9 +81,13 @@ class Gateway:
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
-    async def _shut_down(self) -> None:
+    def close(self) -> None:
+        """End all parked polls and admit no more; the daemons come again after a spread pause."""
         self._closing = True
         self._parking.close()
+
+    async def _shut_down(self) -> None:
+        self.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,7 +1,23 @@
-from typing import Any
+import socket
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from django.core.management.base import BaseCommand, CommandParser
+
+if TYPE_CHECKING:
+    from agents.gateway.app import Gateway
+
+
+class Server(uvicorn.Server):
+    """Ends the parked polls before uvicorn waits for its connections: they would make it wait for ever."""
+
+    def __init__(self, config: uvicorn.Config, gateway: "Gateway") -> None:
+        super().__init__(config)
+        self._gateway = gateway
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._gateway.close()
+        await super().shutdown(sockets)
 
 
 class Command(BaseCommand):
@@ -14,8 +30,9 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         from agents.gateway.app import Gateway
 
-        uvicorn.run(
-            Gateway(),
+        gateway = Gateway()
+        config = uvicorn.Config(
+            gateway,
             host=options["host"],
             port=options["port"],
             loop="uvloop",
@@ -27,3 +44,4 @@ class Command(BaseCommand):
             backlog=4096,
             server_header=False,
         )
+        Server(config, gateway).run()
