@@ -1,3 +1,9 @@
-from django.urls import URLPattern, URLResolver
+from django.urls import path
 
-urlpatterns: list[URLPattern | URLResolver] = []
+from agents.board import views
+
+urlpatterns = [
+    path("", views.index, name="index"),
+    path("sites/<slug:slug>/", views.board, name="board"),
+    path("sites/<slug:slug>/events", views.events, name="board-events"),
+]

@@ -1,0 +1,154 @@
+"""What the board shows, as plain values: equal facts are the same pixels, so comparing two readings finds what changed."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import ClassVar
+
+# How far along a command is, for its row of steps.
+STEPS = ("queued", "sent", "accepted", "succeeded")
+PHASES = ("kill", "unmount", "restore", "verify", "login")
+
+
+@dataclass(frozen=True)
+class ClassMark:
+    """A class in colour, shape (by colour, see board.css) and letters, so that nobody needs to tell colours apart."""
+
+    slug: str
+    name: str
+    colour: str
+    letters: str
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One client."""
+
+    template: ClassVar[str] = "board/tile.html"
+
+    key: str
+    seat: str
+    name: str
+    mark: ClassMark | None
+    state: str
+    state_word: str
+    since: datetime
+    admission: str
+    admission_word: str
+    adapter: str
+    version: str
+    next_version: str
+    trouble: str
+    doing: str
+    admin_url: str
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return self.seat or self.name
+
+    @property
+    def words(self) -> str:
+        """What the text filter looks in."""
+        mark = self.mark.name if self.mark else "no class"
+        words = (self.seat, self.name, mark, self.state_word, self.version, self.adapter, self.admission_word)
+        return " ".join(words).lower()
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many clients are in a state."""
+
+    template: ClassVar[str] = "board/count.html"
+
+    key: str
+    word: str
+    number: int
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """How many clients are of a class."""
+
+    template: ClassVar[str] = "board/class.html"
+
+    key: str
+    mark: ClassMark
+    number: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a cycle: its time, and where it lies in the whole, in percent."""
+
+    name: str
+    ms: int
+    start: int
+    percent: int
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """One command: where it is on its way, or how it ended."""
+
+    template: ClassVar[str] = "board/command.html"
+
+    key: str
+    verb: str
+    verb_word: str
+    client: str
+    status: str
+    status_word: str
+    open: bool
+    at: datetime
+    by: str
+    why: str
+    explanation: str
+    steps: tuple[tuple[str, bool], ...]
+    phases: tuple[Phase, ...]
+    total_ms: int
+
+
+@dataclass(frozen=True)
+class BuildLine:
+    """A version that is being built."""
+
+    template: ClassVar[str] = "board/build.html"
+
+    key: str
+    name: str
+    status: str
+    status_word: str
+    at: datetime
+    step: str
+    number: int
+    percent: int
+    admin_url: str
+
+
+@dataclass(frozen=True)
+class RestoreLine:
+    """A restore of a home directory, as audited."""
+
+    template: ClassVar[str] = "board/restore.html"
+
+    key: str
+    client: str
+    result: str
+    result_word: str
+    at: datetime
+    by: str
+    why: str
+    explanation: str
+    total_ms: int
+    files: int | None
+    bytes: int | None
+
+
+Fact = Tile | Count | ClassCount | CommandLine | BuildLine | RestoreLine
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All that is on one site's board at a moment: sections of facts in the order they are shown."""
+
+    sections: dict[str, list[Fact]] = field(default_factory=dict)

@@ -1,0 +1,218 @@
+"""Reads a site's board from the database: a fixed number of queries, however many clients there are."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from django.db.models import Prefetch, Q
+from django.urls import reverse
+
+from agents.board.facts import (
+    PHASES,
+    STEPS,
+    BuildLine,
+    ClassCount,
+    ClassMark,
+    CommandLine,
+    Count,
+    Fact,
+    Phase,
+    Reading,
+    RestoreLine,
+    Tile,
+)
+from agents.models import BootSession, Command, CommandStatus, HomeRestore, Verb
+from fleet.hardware import DISPLAY, adapter_name
+from fleet.models import Admission, Client, ClientClass, ClientState, Site
+from images.models import BuildStep, ImageVersion, Release, VersionStatus
+
+RECENT_COMMANDS = 12
+RECENT_RESTORES = 8
+# The builder has these many steps for an ordinary recipe; only a hint for the bar until the build has ended.
+_STEPS_OF_A_BUILD = 10
+
+
+def read(site: Site) -> Reading:
+    """The board of ``site`` as it is now."""
+    clients = list(Client.objects.filter(site=site).exclude(admission=Admission.RETIRED).select_related("client_class"))
+    clients.sort(key=lambda client: _natural(client.seat or client.name))
+    commands = list(
+        Command.objects.filter(client__site=site, status__in=Command.OPEN)
+        .select_related("client", "order__ordered_by")
+        .order_by("-queued_at")
+    )
+    tiles = _tiles(site, clients, commands)
+    states = Counter(tile.state for tile in tiles)
+    marks = Counter(tile.mark.slug for tile in tiles if tile.mark)
+    classes = ClientClass.objects.filter(site=site).order_by("name")
+    return Reading(
+        {
+            "clients": [*tiles],
+            "counts": [Count(state.value, str(state.label), states[state.value]) for state in ClientState],
+            "classes": [ClassCount(kind.slug, mark(kind), marks[kind.slug]) for kind in classes],
+            "builds": _builds(site),
+            "commands": _commands(site, commands),
+            "restores": _restores(site),
+        }
+    )
+
+
+def mark(kind: ClientClass) -> ClassMark:
+    """The class as it is shown: ``Paper contest`` gets the letters PC."""
+    letters = "".join(word[0] for word in re.findall(r"\w+", kind.name)[:2]).upper()
+    return ClassMark(kind.slug, kind.name, kind.colour, letters or kind.slug[:1].upper())
+
+
+def _natural(text: str) -> list[tuple[bool, int, str]]:
+    """A2 before A10."""
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.findall(r"\d+|\D+", text)]
+
+
+def _tiles(site: Site, clients: list[Client], open_commands: list[Command]) -> list[Tile]:
+    sessions = BootSession.objects.filter(client__site=site, status__in=BootSession.LIVE)
+    booted = sessions.select_related("release__version__image").defer(
+        "facts", "release__version__manifest", "release__version__recipe"
+    )
+    versions = {session.client_id: str(session.release.version) for session in booted if session.release}
+    releases = (
+        Release.objects.filter(client_class__site=site, current=True)
+        .select_related("version__image")
+        .defer("version__manifest", "version__recipe")
+    )
+    released = {release.client_class_id: str(release.version) for release in releases}
+    doing = {
+        command.client_id: f"{Verb(command.verb).label}: {CommandStatus(command.status).label.lower()}"
+        for command in open_commands
+    }
+    return [
+        Tile(
+            key=str(client.pk),
+            seat=client.seat,
+            name=client.name,
+            mark=mark(client.client_class) if client.client_class else None,
+            state=client.state,
+            state_word=client.get_state_display(),
+            since=client.since,
+            admission=client.admission,
+            admission_word=client.get_admission_display(),
+            adapter=_adapter(client.adapters),
+            version=versions.get(client.pk, ""),
+            next_version=released.get(client.client_class_id, "") if client.client_class_id else "",
+            trouble=client.trouble,
+            doing=doing.get(client.pk, ""),
+            admin_url=reverse("admin:fleet_client_change", args=[client.pk]),
+        )
+        for client in clients
+    ]
+
+
+def _adapter(adapters: list[Mapping[str, Any]]) -> str:
+    """The display adapters by name; the ids where nobody knows a name."""
+    shown = [row for row in adapters if str(row.get("pci_class", "")).startswith(DISPLAY)]
+    return ", ".join(adapter_name(str(row["vendor"]), str(row["device"])) for row in shown)
+
+
+def _builds(site: Site) -> list[Fact]:
+    # Output grows to megabytes: it stays in the database.
+    steps = Prefetch("steps", BuildStep.objects.defer("output", "command").order_by("number"))
+    versions = (
+        ImageVersion.objects.filter(Q(image__site=site) | Q(image__site=None))
+        .filter(status__in=[VersionStatus.QUEUED, VersionStatus.BUILDING])
+        .select_related("image")
+        .defer("manifest", "recipe")
+        .prefetch_related(steps)
+        .order_by("requested_at")
+    )
+    return [_build(version) for version in versions]
+
+
+def _build(version: ImageVersion) -> BuildLine:
+    steps = list(version.steps.all())
+    last = steps[-1] if steps else None
+    inner = last.done / last.total if last and last.total else 0.5 if last else 0.0
+    if last and last.finished_at:
+        inner = 1.0
+    progress = (len(steps) - 1 + inner) / max(_STEPS_OF_A_BUILD, len(steps) + 1) if last else 0.0
+    return BuildLine(
+        key=str(version.pk),
+        name=str(version),
+        status=version.status,
+        status_word=version.get_status_display(),
+        at=version.started_at or version.requested_at,
+        step=last.title if last else "",
+        number=len(steps),
+        percent=round(100 * progress),
+        admin_url=reverse("admin:images_imageversion_change", args=[version.pk]),
+    )
+
+
+def _commands(site: Site, open_commands: list[Command]) -> list[Fact]:
+    ended = (
+        Command.objects.filter(client__site=site)
+        .exclude(status__in=Command.OPEN)
+        .select_related("client", "order__ordered_by")
+        .order_by("-queued_at")[:RECENT_COMMANDS]
+    )
+    return [_command(command) for command in [*open_commands, *ended]]
+
+
+def _command(command: Command) -> CommandLine:
+    reached = {
+        CommandStatus.QUEUED: 1,
+        CommandStatus.SENT: 2,
+        CommandStatus.ACCEPTED: 3,
+        CommandStatus.SUCCEEDED: 4,
+    }.get(CommandStatus(command.status), 3 if command.accepted_at else 2 if command.sent_at else 1)
+    phases, total = _phases(command.result.get("phases_ms") if isinstance(command.result, dict) else None)
+    order = command.order
+    return CommandLine(
+        key=str(command.pk),
+        verb=command.verb,
+        verb_word=command.get_verb_display(),
+        client=command.client.seat or command.client.name,
+        status=command.status,
+        status_word=command.get_status_display(),
+        open=command.status in Command.OPEN,
+        at=command.finished_at or command.accepted_at or command.sent_at or command.queued_at,
+        by=order.ordered_by.get_username() if order.ordered_by else "nobody",
+        why=order.reason,
+        explanation=command.reason,
+        steps=tuple((str(CommandStatus(step).label), number < reached) for number, step in enumerate(STEPS)),
+        phases=phases,
+        total_ms=total,
+    )
+
+
+def _phases(phases_ms: Any) -> tuple[tuple[Phase, ...], int]:
+    """A cycle's phases as the client reported them; whatever is no number is left out."""
+    if not isinstance(phases_ms, dict):
+        return (), 0
+    known = {name: int(phases_ms[name]) for name in PHASES if isinstance(phases_ms.get(name), int | float)}
+    total = phases_ms.get("total")
+    whole = int(total) if isinstance(total, int | float) else sum(known.values())
+    phases, passed = [], 0
+    for name, ms in known.items():
+        phases.append(Phase(name, ms, round(100 * passed / max(whole, 1)), round(100 * ms / max(whole, 1))))
+        passed += ms
+    return tuple(phases), whole
+
+
+def _restores(site: Site) -> list[Fact]:
+    rows = HomeRestore.objects.filter(site=site).order_by("-at", "-id")[:RECENT_RESTORES]
+    return [
+        RestoreLine(
+            key=str(row.pk),
+            client=row.client_name,
+            result=row.result,
+            result_word=row.get_result_display(),
+            at=row.at,
+            by=row.asked_by,
+            why=row.reason,
+            explanation=row.explanation,
+            total_ms=_phases(row.phases_ms)[1],
+            files=row.files,
+            bytes=row.bytes,
+        )
+        for row in rows
+    ]
