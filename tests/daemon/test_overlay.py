@@ -1,0 +1,220 @@
+"""A restored home is its template again, whatever the user did to it; real mounts in a namespace of their own."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.daemon import home
+from tests.daemon.namespace import UID, Namespace
+
+pytestmark = pytest.mark.root
+# A home on the template that the initrd left, restored once.
+HOME = """
+from agent.overlay import Home
+from agent import home as tool
+def unwanted(*asked): raise AssertionError(asked)
+home = Home("/home/player", FIRST, "50")
+home.prepare(FIRST, SIZE, unwanted)
+home.restore()
+def put(path, data):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w") as file:
+        file.write(data)
+"""
+
+
+def template(folder: Path, volume: int) -> Path:
+    tree = folder / f"home-{volume}"
+    (tree / ".config/game").mkdir(parents=True)
+    (tree / ".config/game/settings").write_text(f"volume={volume}\n")
+    (tree / ".profile").write_text("PATH=/usr/games:$PATH\n")
+    (tree / "current").symlink_to(".config/game")
+    os.mkfifo(tree / "pipe")
+    os.setxattr(tree / ".profile", "user.origin", b"template")
+    for path in (tree, *tree.rglob("*")):
+        os.chown(path, UID, UID, follow_symlinks=False)
+    tree.chmod(0o2750)
+    os.setxattr(tree, "trusted.fleet", b"template")
+    return tree
+
+
+class Place(Namespace):
+    """With the template of the boot in /run/fleet; `digest` is that of its tree."""
+
+    def prepare(self, folder: Path) -> None:
+        tree = template(folder, 11)
+        self.digest = home.tree_digest(str(tree))
+        self.squashfs(tree, "/run/fleet/home.squashfs")
+        file = self.path("/run/fleet/home.squashfs")
+        names = f"FIRST, SIZE = {home.file_digest(str(file))!r}, {file.stat().st_size}\n"
+        self.prelude = names + HOME
+
+    def run(self, code: str) -> Any:
+        return self.python(self.prelude + code)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    with Place() as place:
+        place.prepare(tmp_path)
+        yield place
+
+
+def test_a_fresh_home_has_the_digest_of_its_template(place: Place) -> None:
+    assert place.run("result = [home.measure(), tool.tree_digest('/home/player')]") == [place.digest] * 2
+
+
+def test_all_that_the_user_did_is_gone(place: Place) -> None:
+    code = """
+put("/home/player/saves/one", "x")
+put("/home/player/.profile", "evil")
+os.unlink("/home/player/current")
+os.chmod("/home/player", 0o777)
+os.setxattr("/home/player", "trusted.fleet", b"mine")
+os.mknod("/home/player/pipe2")
+soiled = home.measure()
+home.discard()
+home.restore()
+result = [soiled, home.measure(), tool.tree_digest("/home/player")]
+"""
+    soiled, after, read = place.run(code)
+    assert soiled != place.digest
+    assert after == read == place.digest
+
+
+def test_what_was_thrown_away_can_be_accounted_for_when_the_new_home_is_there(place: Place) -> None:
+    code = """
+put("/home/player/saves/one", "x" * 1000)
+put("/home/player/two", "x" * 24)
+os.unlink("/home/player/current")
+wanted = tool.tree_digest("/home/player")
+kept = [f"/proc/self/fd/{fd}" for fd in home.discard()]
+home.restore()
+result = [tool.account(*kept), {"before": wanted, "files": 2, "bytes": 1024}]
+"""
+    counted, wanted = place.run(code)
+    assert counted == wanted
+
+
+@pytest.mark.slow
+def test_the_memory_of_the_old_home_is_free_once_it_is_let_go(place: Place) -> None:
+    code = """
+def shared(): return int(next(line.split()[1] for line in open("/proc/meminfo") if line.startswith("Shmem:")))
+put("/home/player/big", "x" * (64 << 20))
+full = shared()
+kept = home.discard()
+home.restore()
+held = shared()
+for fd in kept: os.close(fd)
+for _ in range(100):  # the kernel frees a detached file system in its own time
+    if shared() < full - (48 << 10): break
+    time.sleep(0.05)
+result = [held > full - (8 << 10), shared() < full - (48 << 10)]
+"""
+    assert place.run(code) == [True, True]
+
+
+@pytest.mark.slow
+def test_a_restore_takes_no_longer_for_a_full_home(place: Place) -> None:
+    code = """
+def timed():
+    start = time.monotonic()
+    kept = home.discard()
+    home.restore()
+    home.measure()
+    return time.monotonic() - start
+empty = min(timed() for _ in range(5))
+for number in range(10_000):
+    put(f"/home/player/{number % 100}/{number}", "x" * 5000)
+result = [empty, timed()]
+"""
+    empty, full = place.run(code)
+    assert full < empty + 0.1  # counting its 10,000 files alone takes longer
+
+
+def test_a_file_that_somebody_holds_open_does_not_hold_the_restore(place: Place) -> None:
+    code = """
+put("/home/player/one", "mine")
+os.chdir("/home/player")
+held = open("one")
+home.discard()
+home.restore()
+result = [os.listdir("/home/player"), held.read()]
+"""
+    names, content = place.run(code)
+    assert "one" not in names
+    assert content == "mine"
+
+
+def test_a_mount_that_the_user_left_in_the_home_goes_with_it(place: Place) -> None:
+    code = """
+os.mkdir("/home/player/mounted")
+subprocess.run(["mount", "-t", "tmpfs", "user", "/home/player/mounted"], check=True)
+home.discard()
+home.restore()
+result = [home.measure(), "/home/player/mounted" in open("/proc/self/mounts").read()]
+"""
+    assert place.run(code) == [place.digest, False]
+
+
+def test_a_digest_is_measured_anew_where_the_upper_layer_is_not_empty(place: Place) -> None:
+    code = """
+before = os.stat("/home/player/.config/game/settings")
+put("/home/player/.config/game/settings", "volume=99\\n")
+os.utime("/home/player/.config/game/settings", ns=(before.st_atime_ns, before.st_mtime_ns))
+result = home.measure()
+"""
+    assert place.run(code) != place.digest
+
+
+def test_a_template_that_is_not_what_it_should_be_is_refused_and_the_home_left_alone(place: Place) -> None:
+    code = """
+put("/home/player/one", "mine")
+def fetch(digest, size, target):
+    with open(target, "wb") as file: file.write(b"rubbish")
+try:
+    home.prepare("f" * 64, 7, fetch)
+except OSError as error:
+    result = [str(error), os.path.exists("/home/player/one"), home.template == FIRST]
+"""
+    text, kept, same = place.run(code)
+    assert "is not the template ffff" in text
+    assert (kept, same) == (True, True)
+
+
+def test_another_template_serves_from_the_next_restore_and_the_old_one_goes(place: Place, tmp_path: Path) -> None:
+    tree = template(tmp_path, 12)
+    place.squashfs(tree, "/run/second")
+    second = hashlib.sha256(place.path("/run/second").read_bytes()).hexdigest()
+    code = f"""
+import shutil
+home.prepare({second!r}, os.stat("/run/second").st_size, lambda digest, size, target: shutil.copy("/run/second", target))
+kept = home.discard()
+home.restore()
+home.forget_others()
+old = tool.tree_digest(f"/proc/self/fd/{{kept[0]}}")  # still readable: it is being accounted for
+for fd in kept: os.close(fd)
+files = sorted(os.listdir("/run/fleet"))
+home.prepare({second!r}, 0, unwanted)
+home.discard()
+home.restore()
+result = [old, home.measure(), files]
+"""
+    old, new, files = place.run(code)
+    assert old == place.digest
+    assert new == home.tree_digest(str(tree)) != old
+    assert "home.squashfs" not in files
+
+
+def test_a_home_can_be_restored_where_an_interrupted_restore_left_none(place: Place) -> None:
+    code = """
+for fd in home.discard(): os.close(fd)
+again = home.discard()
+home.restore()
+result = [again, home.measure()]
+"""
+    assert place.run(code) == [[], place.digest]
