@@ -24,7 +24,6 @@ run: setup-run ## the server alone: web, gateway, workers, clock and a private R
 
 test: setup-test ## the whole suite, on SQLite and PostgreSQL, with real builds, boots and browsers
 	$(PYTHON) -m pytest
-	$(PYTHON) -m tests.postgres -- $(PYTHON) -m pytest -m "not build and not lab and not browser" tests/fleet tests/images tests/agents tests/board tests/boundaries
 
 test-fast: setup-test ## what takes less than a minute
 	$(PYTHON) -m pytest -m "not slow and not lab and not build and not browser"
@@ -34,7 +33,7 @@ check: setup-test ## linters, types, imports, shell, templates, migrations, depl
 	ruff format --check .
 	mypy
 	lint-imports
-	shellcheck -x scripts/setup .ci/run $$(git ls-files 'images/initrd/*' | grep -v -E '\.(py|md)$$')
+	shellcheck -x scripts/setup .ci/run $$(git ls-files 'images/initrd/*' | grep -v -E '\.(py|md)$$|shellcheckrc')
 	djade --check --target-version 5.2 $$(git ls-files 'templates/*.html')
 	$(PYTHON) manage.py makemigrations --check --dry-run
 	scripts/check-deploy

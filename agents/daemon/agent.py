@@ -81,9 +81,7 @@ class Agent:
             json.dump(kept, file)
         os.replace(f"{FLEET}/commands.json.new", f"{FLEET}/commands.json")
 
-    def report(
-        self, command: Command, state: str, reason: str = "", result: Mapping[str, Any] = {}
-    ) -> dict[str, Any]:
+    def report(self, command: Command, state: str, reason: str = "", result: Mapping[str, Any] = {}) -> dict[str, Any]:
         """Remember how a command stands, and have it told; what is told."""
         key = command.command
         report = protocol.report(key, state, self.now_ms(), reason, result)

@@ -117,7 +117,8 @@ class Session:
     def logins(self) -> dict[str, str]:
         """Terminals of the user's sessions by id, as logind keeps them in /run."""
         found = {}
-        for session in os.listdir(SESSIONS) if os.path.isdir(SESSIONS) else []:
+        names = os.listdir(SESSIONS) if os.path.isdir(SESSIONS) else []
+        for session in filter(str.isalnum, names):  # `1.ref` beside `1` is a FIFO, and would never end
             lines = read(f"{SESSIONS}/{session}").splitlines()
             fields = dict(line.split("=", 1) for line in lines if "=" in line)
             mine = fields.get("UID") == str(self.uid) and fields.get("CLASS") == "user"

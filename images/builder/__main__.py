@@ -59,9 +59,7 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="show the output of commands")
     parser.add_argument("--events", action="store_true", help="print steps as JSON lines (see rootless.py)")
     arguments = parser.parse_args()
-    context = Context(
-        arguments.work, Store(arguments.store), arguments.daemon, arguments.epoch, arguments.keep
-    )
+    context = Context(arguments.work, Store(arguments.store), arguments.daemon, arguments.epoch, arguments.keep)
     events = Events(sys.stdout) if arguments.events else None
     try:
         text = sys.stdin.read() if arguments.recipe == "-" else Path(arguments.recipe).read_text()

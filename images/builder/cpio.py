@@ -50,9 +50,7 @@ class Archive:
         """A device, FIFO or socket; `mode` carries its type."""
         self._header(name, mode, uid, gid, 0, device=device)
 
-    def hard_links(
-        self, names: Sequence[str], content: Path, mode: int = 0o644, uid: int = 0, gid: int = 0
-    ) -> None:
+    def hard_links(self, names: Sequence[str], content: Path, mode: int = 0o644, uid: int = 0, gid: int = 0) -> None:
         """One regular file of several names: all share an inode number, the last brings the content."""
         for name in names[:-1]:
             self._header(name, stat.S_IFREG | mode, uid, gid, 0, links=len(names))

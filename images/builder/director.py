@@ -66,9 +66,7 @@ def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
     ):
         build = _Build(steps)
         tree, home, started = work / "tree", work / "home", time.time()
-        with build.step(
-            "bootstrap", f"Install Debian {recipe.suite} and {len(recipe.packages)} packages"
-        ) as run:
+        with build.step("bootstrap", f"Install Debian {recipe.suite} and {len(recipe.packages)} packages") as run:
             family.bootstrap(recipe, tree, run)
         epoch = family.youngest_shipped(tree, started) if context.epoch is None else context.epoch
         with build.step("configure", f"Put in {len(recipe.files)} files, make user {recipe.user}") as run:
@@ -176,8 +174,6 @@ def _disk_full(context: Context) -> Iterator[None]:
 
 def _no_space(places: tuple[Path, ...], what: str) -> str:
     free = ", ".join(
-        f"{place} has {shutil.disk_usage(place).free / rootplan.MIB:.0f} MiB free"
-        for place in places
-        if place.is_dir()
+        f"{place} has {shutil.disk_usage(place).free / rootplan.MIB:.0f} MiB free" for place in places if place.is_dir()
     )
     return f"the disk was full during the build ({free} now); make room and build again. {what}"

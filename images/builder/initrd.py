@@ -81,9 +81,7 @@ def closure(release: str, modules_dir: Path, listing: str) -> dict[str, list[str
         path, _, others = line.partition(":")
         needs[path] = others.split()[::-1]  # modules.dep lists what comes first last
     paths = {_canonical(_name(path)): path for path in needs}
-    built_in = {
-        _canonical(_name(line)) for line in (modules_dir / "modules.builtin").read_text().splitlines()
-    }
+    built_in = {_canonical(_name(line)) for line in (modules_dir / "modules.builtin").read_text().splitlines()}
     soft = _soft_dependencies(modules_dir / "modules.softdep")
     found: dict[str, list[str]] = {}
 
@@ -132,9 +130,7 @@ def _pack_programs(archive: Archive, run: Runner) -> None:
         raise BuildError("The initrd needs a static busybox: install the Debian package busybox-static.")
     missing = set(APPLETS) - set(run([found, "--list"]).split())
     if missing:
-        raise BuildError(
-            f"{found} has no applet {', '.join(sorted(missing))}: install Debian's busybox-static."
-        )
+        raise BuildError(f"{found} has no applet {', '.join(sorted(missing))}: install Debian's busybox-static.")
     archive.file("bin/busybox", Path(found), 0o755)
     for applet in APPLETS:
         archive.symlink(f"bin/{applet}", "busybox")

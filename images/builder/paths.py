@@ -17,8 +17,6 @@ def refuse_relative(path: str) -> str:
         return f"{path!r} has an empty part, '.' or '..'; write the path out"
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in path):
         return f"{path!r} has a control character"
-    if len(path.encode(errors="replace")) > 4000 or any(
-        len(part.encode(errors="replace")) > 255 for part in parts
-    ):
+    if len(path.encode(errors="replace")) > 4000 or any(len(part.encode(errors="replace")) > 255 for part in parts):
         return "the path is longer than a file system takes"
     return ""

@@ -127,8 +127,7 @@ class Recipe:
                 values[name] = tuple(_file(name, item) for item in _typed(name, data[name], list))
         if "hooks" in data:
             values["hooks"] = tuple(
-                Hook(**_strings("hooks", item, {"name", "script"}))
-                for item in _typed("hooks", data["hooks"], list)
+                Hook(**_strings("hooks", item, {"name", "script"})) for item in _typed("hooks", data["hooks"], list)
             )
         if "volatile" in data:
             lines = (_typed("volatile", item, str) for item in _typed("volatile", data["volatile"], list))

@@ -175,10 +175,7 @@ class _Image:
         for part in rule.path.strip("/").split("/"):
             pattern = re.compile(fnmatch.translate(part))
             found = [
-                child
-                for path in found
-                for child in self.children(path)
-                if pattern.fullmatch(child.rpartition("/")[2])
+                child for path in found for child in self.children(path) if pattern.fullmatch(child.rpartition("/")[2])
             ]
         return found
 

@@ -80,9 +80,7 @@ class Runner:
         with self.start(argv, cwd=cwd, limit_s=limit_s) as running:
             return running.finish(watch)
 
-    def start(
-        self, argv: Sequence[str | Path], *, cwd: Path | None = None, limit_s: float = HOUR_S
-    ) -> Running:
+    def start(self, argv: Sequence[str | Path], *, cwd: Path | None = None, limit_s: float = HOUR_S) -> Running:
         """Start `argv` and return at once; use as a context, `finish()` waits. For commands of little output:
         nobody reads it in between.
         """

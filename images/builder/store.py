@@ -64,9 +64,7 @@ class Store:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise DiskFull(
-                f"{self.root}: no space left for {path.name}; make room and build again"
-            ) from error
+            raise DiskFull(f"{self.root}: no space left for {path.name}; make room and build again") from error
         path.unlink()
         return artefact
 

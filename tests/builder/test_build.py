@@ -102,9 +102,7 @@ def test_python_loads_what_was_compiled_without_asking_for_the_source(root: Path
 
 def test_a_hook_runs_in_the_chroot_as_root_without_disks_and_services(root: Path) -> None:
     step = Recorded("hook", "A hook")
-    script = (
-        'id -u; pwd; ls /dev; cat /etc/motd; policy-rc.d x start || echo "policy $?"; echo x >/etc/made\n'
-    )
+    script = 'id -u; pwd; ls /dev; cat /etc/motd; policy-rc.d x start || echo "policy $?"; echo x >/etc/made\n'
     debian.hook(Hook("look around", script), root, Runner(step))
     lines = "".join(step.lines).split("\n")
     assert lines[:2] == ["0", "/"]
@@ -150,9 +148,7 @@ def test_a_package_that_does_not_exist_is_named_and_nothing_is_left(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("small", "size"), [("work", "200m"), ("store", "60m")])
-def test_a_full_disk_is_a_clear_error_and_nothing_half_written_is_left(
-    tmp_path: Path, small: str, size: str
-) -> None:
+def test_a_full_disk_is_a_clear_error_and_nothing_half_written_is_left(tmp_path: Path, small: str, size: str) -> None:
     (tmp_path / small).mkdir()
     (tmp_path / "recipe.json").write_text(json.dumps(SMALL.to_dict()))
     builder = shlex.join([sys.executable, "-m", "images.builder", *_arguments(tmp_path)])

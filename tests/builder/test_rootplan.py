@@ -51,9 +51,7 @@ def images(draw: st.DrawFn) -> Image:
 @st.composite
 def rules_for(draw: st.DrawFn, image: Image) -> list[Rule]:
     known = sorted(image)
-    fresh = st.builds(
-        lambda top, name: f"{top}/{name}", st.sampled_from([*known, ""]), st.sampled_from(NAMES)
-    )
+    fresh = st.builds(lambda top, name: f"{top}/{name}", st.sampled_from([*known, ""]), st.sampled_from(NAMES))
     path = st.one_of(st.sampled_from(known), st.sampled_from(known), fresh)
     globbed = st.builds(lambda path: f"{parent(path).rstrip('/')}/*", st.sampled_from(known))
     rule = st.builds(Rule, st.sampled_from(list(Verb)), st.one_of(path, path, path, globbed))
@@ -299,9 +297,7 @@ def test_of_two_rules_for_one_path_the_later_counts() -> None:
 
 
 def test_a_rule_follows_the_links_on_its_way() -> None:
-    made = plan(
-        _tree("/lib>usr/lib", "/usr/", "/usr/lib/", "/usr/lib/a", "/usr/x"), parse_rules("copy /lib/a")
-    )
+    made = plan(_tree("/lib>usr/lib", "/usr/", "/usr/lib/", "/usr/lib/a", "/usr/x"), parse_rules("copy /lib/a"))
     assert _shape(made) == {"/lib>usr/lib", "/usr/", "/usr/lib/", "/usr/lib/a", "/usr/x>/.ro/usr/x"}
 
 

@@ -73,9 +73,7 @@ def test_a_file_of_mirrors_is_replaced_by_its_lines(apt: Path) -> None:
 
 
 def test_a_mirror_of_the_recipe_is_the_only_source(apt: Path) -> None:
-    recipe = Recipe(
-        name="plain", suite="sid", components=("main", "contrib"), mirror="http://m.example/debian"
-    )
+    recipe = Recipe(name="plain", suite="sid", components=("main", "contrib"), mirror="http://m.example/debian")
     found = sources(recipe, apt)
     assert [str(source) for source in found] == [
         "Types: deb\nURIs: http://m.example/debian\nSuites: sid\nComponents: main contrib\n"

@@ -91,7 +91,7 @@ class Gateway:
         """What `happened` returns as soon as that is true; AssertionError when time is up."""
         with self.changed:
             if not self.changed.wait_for(happened, seconds):
-                raise AssertionError(f"Not within {seconds} s; reports: {self.reports}")
+                raise AssertionError(f"Not within {seconds} s; polls: {self.polls[-9:]}; reports: {self.reports}")
             return happened()
 
     def told(self, command: str, *states: str) -> dict[str, Any] | None:
@@ -124,9 +124,13 @@ class Gateway:
         if path == "/agent/v1/next":
             with self.changed:
                 self.polls.append((time.monotonic(), query["state"][0]))
+                mine = len(self.polls)
                 self.changed.notify_all()
-                self.changed.wait_for(lambda: self.waiting, self.hold_s)
-                commands, self.waiting = self.waiting, []
+                self.changed.wait_for(lambda: self.waiting or len(self.polls) > mine, self.hold_s)
+                # A poll that the daemon gave up is noticed only when a younger one comes: it must take nothing.
+                commands = self.waiting if len(self.polls) == mine else []
+                if commands:
+                    self.waiting = []
             if not commands:
                 return 204, b"", {"Fleet-Time": str(self.now_ms())}
             return 200, json.dumps({"commands": commands, "server_time_ms": self.now_ms()}).encode(), {}

@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 SOURCE = Path(__file__).resolve().parents[2] / "agents/daemon"
 UID = 61234  # of no real user
@@ -54,7 +54,7 @@ class Namespace:
         self.cgroup = cgroup_root() / f"fleet-test-{os.getpid()}-{time.monotonic_ns()}"
         self.running: list[subprocess.Popen[str]] = []
 
-    def __enter__(self) -> Namespace:
+    def __enter__(self) -> Self:
         self.cgroup.mkdir()
         enter = (
             f"echo $$ >{self.cgroup}/cgroup.procs; exec unshare {' '.join(KINDS)} --fork --kill-child=KILL --mount-proc"

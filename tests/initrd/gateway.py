@@ -110,9 +110,7 @@ class Gateway:
 
     def append(self, url: str, mac: str, extra: str = "") -> str:
         """The kernel command line, `url` being this gateway's as the client sees it."""
-        return (
-            f"{self.command_line} fleet.server={url} fleet.mac={mac} fleet.token={'a' * 32} {extra}".strip()
-        )
+        return f"{self.command_line} fleet.server={url} fleet.mac={mac} fleet.token={'a' * 32} {extra}".strip()
 
     def wait_for_trouble(self, number: int = 1, timeout_s: float = 120.0) -> Form:
         """The report `number`; raises AssertionError when it does not come."""
@@ -136,15 +134,12 @@ class _Handler(BaseHTTPRequestHandler):
         base = f"http://{self.headers['Host']}"
         self.owner.downloads.append((url.path, self.headers.get("Range", "")))
         if url.path == "/boot/v1/start.ipxe":
-            self._say(
-                f"#!ipxe\nchain --replace {base}/boot/v1/client.ipxe?mac=${{netX/mac}}&uuid=${{uuid}} \n"
-            )
+            self._say(f"#!ipxe\nchain --replace {base}/boot/v1/client.ipxe?mac=${{netX/mac}}&uuid=${{uuid}} \n")
         elif url.path == "/boot/v1/client.ipxe":
             lease = "fleet.ip=${netX/ip} fleet.netmask=${netX/netmask} fleet.router=${netX/gateway}"
             append = self.owner.append(base, query["mac"], f"{lease} fleet.dns=${{netX/dns}}")
             self._say(
-                f"#!ipxe\nkernel {base}/kernel initrd=initrd {append}\n"
-                f"initrd --name initrd {base}/initrd\nboot\n"
+                f"#!ipxe\nkernel {base}/kernel initrd=initrd {append}\ninitrd --name initrd {base}/initrd\nboot\n"
             )
         elif url.path in ("/kernel", "/initrd"):
             self._send(getattr(self.owner.version, url.path[1:]), [])

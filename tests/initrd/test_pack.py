@@ -47,9 +47,7 @@ def modules(tmp_path: Path) -> Path:
     for name, content in tables.items():
         (directory / name).write_text(content)
     for line in tables["modules.dep"].splitlines():
-        (directory / line.partition(":")[0]).write_bytes(
-            b"a module\0firmware=net/a.fw\0firmware=net/missing.fw\0"
-        )
+        (directory / line.partition(":")[0]).write_bytes(b"a module\0firmware=net/a.fw\0firmware=net/missing.fw\0")
     return directory
 
 
@@ -102,9 +100,7 @@ def daemon(tmp_path: Path) -> Path:
     return directory
 
 
-def test_the_initrd_holds_scripts_daemon_modules_and_their_tables(
-    modules: Path, daemon: Path, tmp_path: Path
-) -> None:
+def test_the_initrd_holds_scripts_daemon_modules_and_their_tables(modules: Path, daemon: Path, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     (tree / "lib/firmware/net").mkdir(parents=True)
     (tree / "lib/firmware/net/a.fw").write_text("microcode")
@@ -122,10 +118,7 @@ def test_the_initrd_holds_scripts_daemon_modules_and_their_tables(
     assert [path.name for path in (root / "lib/firmware/net").iterdir()] == ["a.fw"]
     tables = root / "lib/modules" / RELEASE
     assert (tables / "modules.dep").read_text().splitlines()[-1] == "kernel/virtio_ring.ko:"
-    assert (
-        "kernel/net/r8169.ko: kernel/net/realtek.ko kernel/net/libphy.ko\n"
-        in (tables / "modules.dep").read_text()
-    )
+    assert "kernel/net/r8169.ko: kernel/net/realtek.ko kernel/net/libphy.ko\n" in (tables / "modules.dep").read_text()
     assert (tables / "modules.alias").read_text().count("\n") == 2
     assert sorted(path.name for path in tables.rglob("*.ko")) == [
         *("libphy.ko", "r8169.ko", "realtek.ko", "virtio.ko", "virtio_net.ko", "virtio_pci.ko"),
@@ -142,9 +135,7 @@ def test_the_same_input_gives_the_same_bytes(modules: Path, daemon: Path, tmp_pa
 
 
 @pytest.mark.parametrize("suffix", [".xz", ".gz"])
-def test_packed_modules_are_unpacked_for_busybox(
-    modules: Path, daemon: Path, tmp_path: Path, suffix: str
-) -> None:
+def test_packed_modules_are_unpacked_for_busybox(modules: Path, daemon: Path, tmp_path: Path, suffix: str) -> None:
     """Other distributions compress each module; their tables name them so."""
     packer = {".xz": "xz", ".gz": "gzip"}[suffix]
     for path in modules.rglob("*.ko"):
@@ -168,9 +159,7 @@ def test_cpio_reads_every_kind_of_entry(tmp_path: Path) -> None:
         archive.symlink("d/l", "näher/dran")
     target = tmp_path / "target"
     target.mkdir()
-    subprocess.run(
-        ["cpio", "-idm", "--quiet", "--no-preserve-owner"], cwd=target, input=stream.getvalue(), check=True
-    )
+    subprocess.run(["cpio", "-idm", "--quiet", "--no-preserve-owner"], cwd=target, input=stream.getvalue(), check=True)
     assert (target / "d/f").read_bytes() == b"\x00odd"
     assert (target / "d/f").stat().st_mode & 0o7777 == 0o4755
     assert str((target / "d/l").readlink()) == "näher/dran"

@@ -34,9 +34,7 @@ def test_mkroot_has_fewer_than_twenty_lines_as_in_2004() -> None:
 
 
 def test_each_applet_the_scripts_call_has_a_link_and_none_is_there_for_nothing() -> None:
-    known = set(
-        subprocess.run(["busybox", "--list"], capture_output=True, text=True, check=True).stdout.split()
-    )
+    known = set(subprocess.run(["busybox", "--list"], capture_output=True, text=True, check=True).stdout.split())
     called: set[str] = set()
     for script in SHELL:
         text = "\n".join(re.sub(r'"[^"$]*"', '""', line) for line in code(script))
@@ -49,9 +47,7 @@ def test_each_applet_the_scripts_call_has_a_link_and_none_is_there_for_nothing()
 def plan_text(tmp_path: Path) -> str:
     for name in ("root", "plan", "home"):
         (tmp_path / name).write_text(name)
-    return Version(
-        tmp_path / "k", tmp_path / "i", tmp_path / "root", tmp_path / "plan", tmp_path / "home"
-    ).boot_plan()
+    return Version(tmp_path / "k", tmp_path / "i", tmp_path / "root", tmp_path / "plan", tmp_path / "home").boot_plan()
 
 
 def checked(plan: str) -> str:
@@ -62,9 +58,7 @@ def checked(plan: str) -> str:
         read_plan && check_plan
         echo "fine"
     """
-    done = subprocess.run(
-        ["busybox", "sh", "-c", script], input=plan, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(["busybox", "sh", "-c", script], input=plan, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     return done.stdout.strip()
 

@@ -69,9 +69,7 @@ class Console:
         """
         if not self._shell:
             # No echo and no prompt, or they would be in the output.
-            self.send(
-                "stty -echo -onlcr cols 1000; PS1= PS2= TERM=dumb; unset PROMPT_COMMAND; echo qui''et\n"
-            )
+            self.send("stty -echo -onlcr cols 1000; PS1= PS2= TERM=dumb; unset PROMPT_COMMAND; echo qui''et\n")
             self.wait_for(r"^.*quiet$", timeout_s)
             self._shell = True
         mark = secrets.token_hex(6)

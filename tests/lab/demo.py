@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from fleet.box import BASE_DIR, box_environment
 from fleet.management.commands.up import prepare
@@ -54,7 +54,7 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 def run(data: Path, *, once: bool, verbose: bool) -> int:
     begun = time.monotonic()
-    network = "bridge" if os.geteuid() == 0 else "user"
+    network: Literal["bridge", "user"] = "bridge" if os.geteuid() == 0 else "user"
     env = box_environment(data)
     env["FLEET_GATEWAY_URL"] = f"http://{SERVER if network == 'bridge' else USER_SERVER}:{env['GATEWAY_PORT']}"
     os.environ.update(env)

@@ -13,9 +13,7 @@ from images.builder.errors import BuildError
 from images.builder.recipe import Recipe
 
 APT = Path("/etc/apt")
-_ONE_LINE = re.compile(
-    r"deb(?:\s+\[(?P<options>[^\]]*)\])?\s+(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<components>.+)"
-)
+_ONE_LINE = re.compile(r"deb(?:\s+\[(?P<options>[^\]]*)\])?\s+(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<components>.+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +71,7 @@ def sources(recipe: Recipe, apt: Path = APT) -> list[Source]:
 def _is_debian(source: Source) -> bool:
     """Signed by Debian's key or by the host's keyring, below a path that Debian's mirrors have."""
     signed = not source.signed_by or Path(source.signed_by).name.startswith("debian-archive-")
-    return signed and all(
-        {"debian", "debian-security"} & set(urlsplit(uri).path.split("/")) for uri in source.uris
-    )
+    return signed and all({"debian", "debian-security"} & set(urlsplit(uri).path.split("/")) for uri in source.uris)
 
 
 def _host(apt: Path) -> Iterator[Source]:
@@ -83,9 +79,7 @@ def _host(apt: Path) -> Iterator[Source]:
     for path in one_line:
         for line in path.read_text().splitlines() if path.is_file() else []:
             if match := _ONE_LINE.match(line.partition("#")[0].strip()):
-                options = dict(
-                    option.split("=", 1) for option in shlex.split(match["options"] or "") if "=" in option
-                )
+                options = dict(option.split("=", 1) for option in shlex.split(match["options"] or "") if "=" in option)
                 yield Source(
                     _uris([match["uri"]]),
                     (match["suite"],),
