@@ -14,8 +14,7 @@ import textwrap
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Self
 
 SOURCE = Path(__file__).resolve().parents[2] / "agents/daemon"
 UID = 61234  # of no real user
@@ -68,7 +67,7 @@ class Namespace:
             time.sleep(0.01)
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.holder.kill()
         self.holder.wait()
         for process in self.running:
@@ -80,7 +79,7 @@ class Namespace:
         while self.cgroup.exists():
             (self.cgroup / "cgroup.kill").write_text("1")
             with suppress(OSError):
-                for folder, _, _ in os.walk(self.cgroup, topdown=False):
+                for folder, _below, _files in os.walk(self.cgroup, topdown=False):
                     Path(folder).rmdir()
             assert time.monotonic() < end, f"{self.cgroup} still has processes."
             time.sleep(0.01)
