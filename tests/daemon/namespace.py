@@ -14,7 +14,7 @@ import textwrap
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self, Self
+from typing import Any, Self
 
 SOURCE = Path(__file__).resolve().parents[2] / "agents/daemon"
 UID = 61234  # of no real user
