@@ -1,6 +1,6 @@
 # Stateless Fleet. `make` prints what there is to do.
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-fast check lock clean bench-boot bench-cycle bench-build setup-run setup-lab setup-test setup-bench
+.PHONY: help demo run test test-fast check lock clean bench-boot bench-build setup-run setup-lab setup-test setup-bench
 PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -40,8 +40,6 @@ check: setup-test ## linters, types, imports, shell, templates, migrations, depl
 
 bench-boot: setup-bench ## a boot beside live-boot, LTSP and dracut
 	@$(PYTHON) -m tests.bench.boot
-bench-cycle: setup-bench ## from the order to the new session, with a full and an empty home
-	@$(PYTHON) -m tests.bench.cycle
 bench-build: setup-bench ## a build beside plain mmdebstrap and mksquashfs
 	@$(PYTHON) -m tests.bench.build
 
