@@ -33,7 +33,7 @@ check: setup-test ## linters, types, imports, shell, templates, migrations, depl
 	ruff format --check .
 	mypy
 	lint-imports
-	shellcheck -x scripts/setup .ci/run $$(git ls-files 'images/initrd/*' | grep -v -E '\.(py|md)$$|shellcheckrc')
+	shellcheck -x scripts/setup scripts/check-deploy .ci/run images/initrd/init images/initrd/mkroot $$(git ls-files 'images/initrd/*.sh')
 	djade --check --target-version 5.2 $$(git ls-files 'templates/*.html')
 	$(PYTHON) manage.py makemigrations --check --dry-run
 	scripts/check-deploy
