@@ -5,6 +5,8 @@ from django.contrib.auth import views as auth
 from django.urls import include, path
 from drf_spectacular.views import SpectacularAPIView
 
+from fleet.api.problems import NoResource
+
 urlpatterns = [
     path("login/", auth.LoginView.as_view(), name="login"),
     path("logout/", auth.LogoutView.as_view(), name="logout"),
@@ -12,6 +14,7 @@ urlpatterns = [
     path("api/v1/", include("fleet.api.urls")),
     path("api/v1/", include("images.urls")),
     path("api/v1/", include("agents.api.urls")),
+    path("api/v1/<path:path>", NoResource.as_view()),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("", include("agents.urls")),
 ]

@@ -2,16 +2,18 @@
 
 from typing import Any
 
+from django_filters import rest_framework as filters
 from drf_spectacular.utils import extend_schema, extend_schema_field
 from rest_framework import serializers, status
 from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from fleet.api.filters import Filters, SiteFilters
 from fleet.api.scoped import ScopedViewSet
 from fleet.models import ClientClass
 from images import services
-from images.models import BuildStep, HomeTemplate, Image, ImageFile, ImageHook, ImageVersion, Release
+from images.models import BuildStep, HomeTemplate, Image, ImageFile, ImageHook, ImageVersion, Release, VersionStatus
 
 
 class FileSerializer(serializers.ModelSerializer[ImageFile]):
@@ -105,6 +107,7 @@ class ImageViewSet(ScopedViewSet[Image]):
 
     queryset = Image.objects.prefetch_related("recipe_files", "recipe_hooks")
     serializer_class = ImageSerializer
+    filterset_class = SiteFilters
 
     @extend_schema(request=ReasonSerializer, responses={202: VersionSerializer})
     @action(detail=True, methods=["post"])
@@ -114,10 +117,17 @@ class ImageViewSet(ScopedViewSet[Image]):
         return Response(VersionSerializer(version).data, status=status.HTTP_202_ACCEPTED)
 
 
+class VersionFilters(Filters):
+    image = filters.CharFilter(field_name="image__slug", help_text="The slug of an image.")
+    status = filters.MultipleChoiceFilter(choices=VersionStatus.choices)
+
+
 class VersionViewSet(ScopedViewSet[ImageVersion]):
     """Versions of images; a single one comes with its steps, recipe and manifest."""
 
     queryset = ImageVersion.objects.select_related("image").prefetch_related("steps")
+    filterset_class = VersionFilters
+    page_order = ("-requested_at", "pk")
 
     def get_serializer_class(self) -> type[VersionSerializer]:
         return VersionDetailSerializer if self.action == "retrieve" else VersionSerializer
@@ -149,11 +159,19 @@ class VersionViewSet(ScopedViewSet[ImageVersion]):
         return Response(VersionSerializer(version).data, status=status.HTTP_202_ACCEPTED)
 
 
+class ReleaseFilters(Filters):
+    site = filters.CharFilter(field_name="client_class__site__slug", help_text="The slug of a site.")
+    client_class = filters.NumberFilter(field_name="client_class_id")
+    current = filters.BooleanFilter()
+
+
 class ReleaseViewSet(ScopedViewSet[Release]):
     """What each class boots (`current`), and booted before."""
 
     queryset = Release.objects.all()
     serializer_class = ReleaseSerializer
+    filterset_class = ReleaseFilters
+    page_order = ("-released_at", "pk")
 
     @extend_schema(request=ReasonSerializer, responses={201: ReleaseSerializer})
     @action(detail=True, methods=["post"], url_path="roll-back")

@@ -1,3 +1,12 @@
-from django.urls import URLPattern, URLResolver
+"""The REST API's addresses of orders and what became of them."""
 
-urlpatterns: list[URLPattern | URLResolver] = []
+from rest_framework.routers import SimpleRouter
+
+from agents.api import resources
+
+router = SimpleRouter()
+router.register("orders", resources.OrderViewSet)
+router.register("commands", resources.CommandViewSet)
+router.register("sessions", resources.SessionViewSet)
+router.register("restores", resources.RestoreViewSet)
+urlpatterns = router.urls

@@ -3,9 +3,11 @@
 from http import HTTPStatus
 from typing import Any
 
-from rest_framework.exceptions import ValidationError
+from drf_spectacular.utils import extend_schema
+from rest_framework.exceptions import NotFound, ValidationError
+from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.views import exception_handler
+from rest_framework.views import APIView, exception_handler
 
 from fleet.exceptions import Forbidden, OperatorError, SiteError, WrongState
 
@@ -38,3 +40,12 @@ def problem(error: Exception, context: dict[str, Any]) -> Response | None:
     response.data = {"type": "about:blank", "title": status.phrase, "status": status.value, **body}
     response.content_type = CONTENT_TYPE
     return response
+
+
+@extend_schema(exclude=True)
+class NoResource(APIView):
+    """Answers for addresses of the API that do not exist, in the form of its other errors."""
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        raise NotFound("There is no such address. The API is described at /api/schema/.")

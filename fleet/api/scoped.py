@@ -3,6 +3,7 @@
 from typing import Generic, TypeVar
 
 from django.db import models
+from rest_framework.relations import PrimaryKeyRelatedField
 from rest_framework.viewsets import ReadOnlyModelViewSet
 
 from fleet.querysets import ScopedQuerySet
@@ -21,3 +22,12 @@ class ScopedViewSet(ReadOnlyModelViewSet[M], Generic[M]):
         queryset = super().get_queryset()
         assert isinstance(queryset, ScopedQuerySet)
         return queryset.visible_to(self.request.user)
+
+
+class ScopedRelatedField(PrimaryKeyRelatedField[M], Generic[M]):
+    """A row named by its key; one of another site is as unknown as one that does not exist."""
+
+    def get_queryset(self) -> ScopedQuerySet[M]:
+        queryset = super().get_queryset()
+        assert isinstance(queryset, ScopedQuerySet)
+        return queryset.visible_to(self.context["request"].user)

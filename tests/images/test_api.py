@@ -1,28 +1,15 @@
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
 from rest_framework.test import APIClient
 
 from fleet.models import Membership
 from fleet.roles import Role
 from images import services
 from images.models import BuildStep, ImageFile, ImageVersion, Release, VersionStatus
+from tests.api import call
 from tests.images.versions import make_image, make_version
 from tests.world import World
-
-
-def as_(user: User) -> APIClient:
-    client = APIClient()
-    client.force_authenticate(user)
-    return client
-
-
-def call(user: User, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
-    """GET, or POST of ``body``: the status and the JSON."""
-    address = f"/api/v1/{path}"
-    answer = as_(user).get(address) if body is None else as_(user).post(address, body, format="json")
-    return answer.status_code, answer.json()
 
 
 def test_a_member_reads_the_sites_images_and_a_stranger_none(world: World) -> None:

@@ -1,0 +1,258 @@
+"""Sites, classes, rules, clients, the audit log, and oneself in the REST API."""
+
+from typing import Any
+
+from django.contrib.auth.models import User
+from django.db.models import Q, QuerySet
+from django_filters import rest_framework as filters
+from drf_spectacular.utils import extend_schema, extend_schema_field
+from rest_framework import mixins, serializers, status
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+from rest_framework.viewsets import GenericViewSet
+
+from fleet import services
+from fleet.api.exporting import LogViewSet
+from fleet.api.filters import Filters, LogFilters, SiteFilters
+from fleet.api.scoped import ScopedRelatedField, ScopedViewSet
+from fleet.hardware import adapter_name
+from fleet.models import (
+    Admission,
+    ApiToken,
+    AuditEntry,
+    Client,
+    ClientClass,
+    ClientState,
+    HardwareRule,
+    Membership,
+    Site,
+)
+from fleet.roles import RIGHTS, Right, Role
+
+
+class SiteSerializer(serializers.ModelSerializer[Site]):
+    class Meta:
+        model = Site
+        fields = ["id", "slug", "name", "unknown_hardware", "default_class", "enrolment_open"]
+
+
+class SiteViewSet(ScopedViewSet[Site]):
+    """The person's sites."""
+
+    queryset = Site.objects.all()
+    serializer_class = SiteSerializer
+
+
+class ClassSerializer(serializers.ModelSerializer[ClientClass]):
+    class Meta:
+        model = ClientClass
+        fields = ["id", "site", "slug", "name", "colour", "root_percent", "home_percent"]
+
+
+class ClassViewSet(ScopedViewSet[ClientClass]):
+    """Client classes: gamer, contest, kiosk."""
+
+    queryset = ClientClass.objects.all()
+    serializer_class = ClassSerializer
+    filterset_class = SiteFilters
+
+
+class RuleSerializer(serializers.ModelSerializer[HardwareRule]):
+    adapter = serializers.SerializerMethodField(help_text="The name of the adapter, from pci.ids.")
+
+    class Meta:
+        model = HardwareRule
+        fields = [
+            *(
+                "id",
+                "site",
+                "client_class",
+                "priority",
+                "vendor",
+                "device",
+                "subvendor",
+                "subdevice",
+                "adapter",
+                "note",
+            ),
+        ]
+
+    def get_adapter(self, rule: HardwareRule) -> str:
+        return adapter_name(rule.vendor, rule.device)
+
+
+class RuleViewSet(ScopedViewSet[HardwareRule]):
+    """Which adapter makes a client one of which class; the lowest priority number wins."""
+
+    queryset = HardwareRule.objects.all()
+    serializer_class = RuleSerializer
+    filterset_class = SiteFilters
+    page_order = ("site", "priority", "pk")
+
+
+class AdapterSerializer(serializers.Serializer[Any]):
+    address = serializers.CharField()
+    vendor = serializers.CharField()
+    device = serializers.CharField()
+    subvendor = serializers.CharField()
+    subdevice = serializers.CharField()
+    pci_class = serializers.CharField()
+    name = serializers.CharField(help_text="From pci.ids.")
+
+
+class ClientSerializer(serializers.ModelSerializer[Client]):
+    adapters = serializers.SerializerMethodField()
+    site_slug = serializers.CharField(source="site.slug", read_only=True)
+    client_class = ScopedRelatedField(queryset=ClientClass.objects.all(), allow_null=True, required=False)
+
+    class Meta:
+        model = Client
+        fields = [
+            *(
+                "id",
+                "site",
+                "site_slug",
+                "mac",
+                "name",
+                "seat",
+                "client_class",
+                "class_pinned",
+                "admission",
+                "state",
+                "since",
+            ),
+            *("last_seen", "trouble", "adapters", "memory_kib", "product", "serial"),
+        ]
+        read_only_fields = ["site", "mac", "admission"]
+
+    @extend_schema_field(AdapterSerializer(many=True))
+    def get_adapters(self, client: Client) -> list[dict[str, Any]]:
+        return [adapter | {"name": adapter_name(adapter["vendor"], adapter["device"])} for adapter in client.adapters]
+
+
+class AdmissionSerializer(serializers.Serializer[Any]):
+    admission = serializers.ChoiceField(Admission.choices)
+
+
+class ClientFilters(SiteFilters):
+    state = filters.MultipleChoiceFilter(choices=ClientState.choices)
+    admission = filters.MultipleChoiceFilter(choices=Admission.choices)
+    client_class = filters.CharFilter(field_name="client_class__slug", help_text="The slug of a class.")
+    mac = filters.CharFilter(field_name="mac", help_text="In small letters, with colons.")
+    seat = filters.CharFilter(field_name="seat")
+    q = filters.CharFilter(method="search", help_text="A part of the seat, name or MAC address.")
+
+    def search(self, clients: QuerySet[Client], name: str, text: str) -> QuerySet[Client]:
+        return clients.filter(Q(seat__icontains=text) | Q(name__icontains=text) | Q(mac__icontains=text))
+
+
+class ClientViewSet(mixins.UpdateModelMixin, ScopedViewSet[Client]):
+    """The machines. PATCH names, seats and classes them; their state is what was last seen, and not written."""
+
+    queryset = Client.objects.select_related("site")
+    serializer_class = ClientSerializer
+    filterset_class = ClientFilters
+    page_order = ("site", "seat", "name")
+    http_method_names = ["get", "head", "options", "patch", "post"]
+
+    def perform_update(self, serializer: serializers.BaseSerializer[Client]) -> None:
+        assert serializer.instance is not None
+        services.edit_client(serializer.instance, self.request.user, **serializer.validated_data)
+
+    @extend_schema(request=AdmissionSerializer, responses=ClientSerializer)
+    @action(detail=True, methods=["post"])
+    def admission(self, request: Request, pk: str) -> Response:
+        """Take a client into service, into maintenance, or out of service."""
+        asked = AdmissionSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        client = self.get_object()
+        services.admit(client, request.user, Admission(asked.validated_data["admission"]))
+        return Response(self.get_serializer(client).data)
+
+
+class AuditSerializer(serializers.ModelSerializer[AuditEntry]):
+    class Meta:
+        model = AuditEntry
+        fields = [
+            *("id", "chain", "sequence", "site", "at", "actor", "action", "subject", "subject_type", "subject_id"),
+            *("subject_seal", "detail", "previous", "digest"),
+        ]
+
+
+class AuditFilters(LogFilters):
+    actor = filters.CharFilter(field_name="actor")
+    action = filters.CharFilter(field_name="action")
+    subject_id = filters.CharFilter(field_name="subject_id")
+
+
+class AuditViewSet(LogViewSet[AuditEntry]):
+    """The append-only log of what was done, by whom; each entry holds the digest of the one before."""
+
+    queryset = AuditEntry.objects.all()
+    serializer_class = AuditSerializer
+    filterset_class = AuditFilters
+
+
+class MembershipSerializer(serializers.Serializer[Membership]):
+    site = serializers.CharField(source="site.slug", help_text="The slug of the site.")
+    role = serializers.ChoiceField(Role.choices)
+    rights = serializers.SerializerMethodField()
+
+    @extend_schema_field(serializers.ListField(child=serializers.ChoiceField(Right.choices)))
+    def get_rights(self, membership: Membership) -> list[str]:
+        return sorted(RIGHTS[Role(membership.role)])
+
+
+class MeSerializer(serializers.Serializer[User]):
+    username = serializers.CharField()
+    is_superuser = serializers.BooleanField(help_text="Holds every right at every site.")
+    memberships = MembershipSerializer(many=True)
+
+
+class Me(APIView):
+    """Who the token or session belongs to, and what they may do where."""
+
+    @extend_schema(responses=MeSerializer, operation_id="me_retrieve")
+    def get(self, request: Request) -> Response:
+        assert isinstance(request.user, User)
+        return Response(MeSerializer(request.user).data)
+
+
+class TokenSerializer(serializers.ModelSerializer[ApiToken]):
+    class Meta:
+        model = ApiToken
+        fields = ["id", "name", "hint", "read_only", "created_at", "expires_at", "last_used_at"]
+        read_only_fields = ["hint", "created_at", "last_used_at"]
+        validators: list[Any] = []  # the service refuses a name in use, and says what to do
+
+
+class NewTokenSerializer(TokenSerializer):
+    token = serializers.CharField(read_only=True, help_text="The token itself. It is shown this once.")
+
+    class Meta(TokenSerializer.Meta):
+        fields = [*TokenSerializer.Meta.fields, "token"]
+
+
+class TokenViewSet(mixins.ListModelMixin, mixins.DestroyModelMixin, GenericViewSet[ApiToken]):
+    """One's own API tokens."""
+
+    queryset = ApiToken.objects.all()
+    serializer_class = TokenSerializer
+    filterset_class = Filters
+
+    def get_queryset(self) -> QuerySet[ApiToken]:
+        return super().get_queryset().filter(user__pk=self.request.user.pk)
+
+    @extend_schema(request=TokenSerializer, responses={201: NewTokenSerializer})
+    def create(self, request: Request) -> Response:
+        """A new token. A read-only token may not make one."""
+        asked = TokenSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        assert isinstance(request.user, User)
+        token, secret = services.issue_token(request.user, **asked.validated_data)
+        return Response(TokenSerializer(token).data | {"token": secret}, status=status.HTTP_201_CREATED)
+
+    def perform_destroy(self, token: ApiToken) -> None:
+        services.revoke_token(token, self.request.user)

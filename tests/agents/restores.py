@@ -1,0 +1,47 @@
+"""Sessions, commands and restores for tests that need no client."""
+
+import hashlib
+import uuid
+from datetime import timedelta
+
+from django.utils import timezone
+
+from agents import evidence, services
+from agents.models import BootSession, Command, CommandStatus, HomeRestore, SessionStatus, Verb
+from fleet.models import Client
+from tests.world import World
+
+
+def make_session(client: Client, status: SessionStatus = SessionStatus.OPEN) -> BootSession:
+    """A boot of ``client``, without a release."""
+    boot = uuid.uuid4()
+    return BootSession.objects.create(
+        client=client,
+        boot_id=boot,
+        bearer_digest=hashlib.sha256(boot.bytes).hexdigest(),
+        status=status,
+        client_class=client.client_class,
+        opened_at=timezone.now() if status == SessionStatus.OPEN else None,
+    )
+
+
+def make_command(world: World, client: Client, verb: Verb = Verb.CYCLE, reason: str = "next player") -> Command:
+    """A command of vera's that the client has accepted."""
+    command = services.order(verb, [client], reason, world.vera).commands.get()
+    Command.objects.filter(pk=command.pk).update(
+        status=CommandStatus.ACCEPTED,
+        session=make_session(client),
+        sequence=1,
+        args={"home_digest": "ab" * 32},
+        expires_at=timezone.now() + timedelta(minutes=2),
+    )
+    command.refresh_from_db()
+    return command
+
+
+def make_restore(world: World, client: Client) -> HomeRestore:
+    """A restore that succeeded."""
+    command = make_command(world, client)
+    result = {"after": "ab" * 32, "before": "cd" * 32, "files": 7, "bytes": 4096, "phases_ms": {"total": 480}}
+    evidence.end(command, CommandStatus.SUCCEEDED, "the home is as its template", result)
+    return HomeRestore.objects.get(command=command)
