@@ -243,7 +243,7 @@ class TokenViewSet(mixins.ListModelMixin, mixins.DestroyModelMixin, GenericViewS
     filterset_class = Filters
 
     def get_queryset(self) -> QuerySet[ApiToken]:
-        return super().get_queryset().filter(user__pk=self.request.user.pk)
+        return super().get_queryset().filter(user__username=self.request.user.get_username())
 
     @extend_schema(request=TokenSerializer, responses={201: NewTokenSerializer})
     def create(self, request: Request) -> Response:
