@@ -6,6 +6,7 @@ Run as a program, `home.py digest <tree>` prints the tree digest of docs/protoco
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -72,7 +73,7 @@ def record(tree: bytes, path: bytes, content: str | None = None) -> bytes:
         content = ""
     xattrs = [
         [name, os.getxattr(full, name, follow_symlinks=False).hex()]
-        for name in sorted(os.listxattr(full, follow_symlinks=False))
+        for name in sorted(attributes(full))
         if not name.startswith(NOT_OURS)
     ]
     mode = format(stat.S_IMODE(entry.st_mode), "o")
@@ -80,6 +81,16 @@ def record(tree: bytes, path: bytes, content: str | None = None) -> bytes:
     fields = [text(path), kind, mode, entry.st_uid, entry.st_gid, size, content, xattrs]
     line = json.dumps(fields, ensure_ascii=False, separators=(",", ":")) + "\n"
     return line.encode("utf-8", "surrogateescape")
+
+
+def attributes(path: bytes | str) -> list[str]:
+    """Names of a file's extended attributes; a squashfs in which no file has one knows of none (EOPNOTSUPP)."""
+    try:
+        return os.listxattr(path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return []
 
 
 def text(name: bytes) -> str:

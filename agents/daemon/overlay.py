@@ -12,7 +12,7 @@ import stat
 import subprocess
 from collections.abc import Callable
 
-from .home import entries, file_digest, tree_digest
+from .home import attributes, entries, file_digest, tree_digest
 
 BASE = "/run/fleet/home"
 NOSUID, NODEV = 0x2, 0x4
@@ -94,7 +94,7 @@ class Home:
         root = os.stat(point)  # overlayfs shows the attributes of the upper root, not those of the lower one
         os.chown(upper, root.st_uid, root.st_gid)
         os.chmod(upper, stat.S_IMODE(root.st_mode))
-        for name in os.listxattr(point):
+        for name in attributes(point):
             os.setxattr(upper, name, os.getxattr(point, name))
         mount("overlay", self.path, f"lowerdir={point},upperdir={upper},workdir={work}")
 
