@@ -72,7 +72,7 @@ def run(data: Path, *, once: bool, verbose: bool) -> int:
         password = people_and_site(data)
         version = built_version(processes, say)
         release(version)
-        with Lab(int(env["GATEWAY_PORT"]), network=network) as lab:
+        with Lab(int(env["GATEWAY_PORT"]), network=network, directory=data / "lab") as lab:
             say(
                 f"Booting {len(STATIONS)} virtual PCs over the {'virtual LAN' if network == 'bridge' else 'user network'}"
             )

@@ -31,7 +31,7 @@ class Lab:
     ) -> None:
         """`gateway_port` is where the gateway listens on 127.0.0.1; `script` what the firmware fetches there.
 
-        Logs and sockets go to `directory`, which stays; without one to a temporary one, which doesn't.
+        Logs go to `directory`, which stays; without one to a temporary one, which doesn't.
         """
         self._network = network
         self.url = f"http://{SERVER if network == 'bridge' else USER_SERVER}:{gateway_port}"
@@ -75,10 +75,11 @@ class Lab:
     ) -> Pc:
         """A new PC, switched off, with its cable in; see Pc."""
         name = name or f"pc-{len(self.pcs) + 1}"
-        # Below the temporary directory: a Unix socket's path has room for 107 bytes only.
         directory = self.directory / name
         directory.mkdir(exist_ok=True)
-        pc = Pc(name, self, directory, gpu=gpu, memory_mib=memory_mib, cpus=cpus, extra=extra)
+        (directory / "serial.log").unlink(missing_ok=True)  # of the run before; a reboot adds to it
+        sockets = Path(self._temporary.name)
+        pc = Pc(name, self, directory, sockets, gpu=gpu, memory_mib=memory_mib, cpus=cpus, extra=extra)
         self.pcs.append(pc)
         return pc
 

@@ -45,20 +45,23 @@ class Pc:
         name: str,
         network: Network,
         directory: Path,
+        sockets: Path,
         *,
         gpu: str | Sequence[str] = "std",
         memory_mib: int = 1024,
         cpus: int = 2,
         extra: Sequence[str] = (),
     ) -> None:
-        """`gpu`: a key of GPUS, or several, the first shows the screen. `extra` goes to QEMU as it is."""
+        """Logs go to `directory`. `sockets` is a short path: a Unix socket's name has room for 107 bytes only.
+
+        `gpu`: a key of GPUS, or several, the first shows the screen. `extra` goes to QEMU as it is."""
         digest = hashlib.sha256(name.encode()).digest()
         self.name = name
         self.mac = "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])
         self.uuid = str(uuid.UUID(bytes=digest[:16], version=4))
         self.serial = f"LAB-{digest[:4].hex().upper()}"
         self.gpus = (gpu,) if isinstance(gpu, str) else tuple(gpu)
-        self.directory = directory
+        self.directory, self._sockets = directory, sockets
         self._network = network
         self._netdev = network.netdev(name)
         self._memory_mib = memory_mib
@@ -198,7 +201,7 @@ class Pc:
             self._path(name).unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
-        return self.directory / f"{name}.socket"
+        return self._sockets / f"{self.name}.{name}"
 
     def _argv(self) -> list[str]:
         argv = [
