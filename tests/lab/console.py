@@ -69,7 +69,9 @@ class Console:
         """
         if not self._shell:
             # No echo, no prompt and no message of the kernel, or they would be in the output.
-            self.send("dmesg -n 1; stty -echo -onlcr cols 1000; PS1= PS2= TERM=dumb; unset PROMPT_COMMAND; echo qui''et\n")
+            self.send(
+                "dmesg -n 1; stty -echo -onlcr cols 1000; PS1= PS2= TERM=dumb; unset PROMPT_COMMAND; echo qui''et\n"
+            )
             self.wait_for(r"^.*quiet$", timeout_s)
             self._shell = True
         mark = secrets.token_hex(6)
