@@ -74,8 +74,9 @@ class Processes:
 
     def _read(self, process: Process, popen: subprocess.Popen[bytes]) -> None:
         assert popen.stdout is not None
-        for line in popen.stdout:
-            self._say(process.name, line.decode(errors="replace").rstrip())
+        with popen.stdout:
+            for line in popen.stdout:
+                self._say(process.name, line.decode(errors="replace").rstrip())
 
     def watch(self) -> None:
         """Restart what has fallen, with a growing pause; call it about once a second."""

@@ -77,6 +77,8 @@ class Pc:
         if self.running:
             raise LabError(f"{self.name} is on already.")
         self._forget()
+        if self._console is not None:
+            self._console.close()
         argv = self._argv()
         if kernel is None:
             argv += ["-boot", "n"]
