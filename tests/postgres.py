@@ -1,0 +1,78 @@
+"""``python -m tests.postgres -- COMMAND …``: run a command on a PostgreSQL of its own, which ends with it.
+
+The cluster lives in a temporary directory and listens on a free port of the loopback. It gives up safety for speed: nothing of it is
+meant to survive.
+"""
+
+import argparse
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.services import free_port, start, wait_for
+
+OWNER = "postgres"  # initdb refuses to run as root; Debian's package makes this user
+FAST = (
+    "fsync=off",
+    "synchronous_commit=off",
+    "full_page_writes=off",
+    "max_connections=200",
+    "listen_addresses=127.0.0.1",
+)
+
+
+def binaries() -> Path:
+    """Where Debian keeps the newest server's programs; exits with what to install where there is none."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    if not found:
+        sys.exit("There is no PostgreSQL here: apt-get install postgresql")
+    return found[-1].parent
+
+
+@contextmanager
+def cluster() -> Iterator[str]:
+    """A fresh cluster; yields its FLEET_DATABASE_URL."""
+    programs, root = binaries(), os.geteuid() == 0
+    user = pwd.getpwnam(OWNER) if root else pwd.getpwuid(os.geteuid())
+    become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--"] if root else []
+    directory = Path(tempfile.mkdtemp(prefix="fleet-postgres-"))
+    try:
+        shutil.chown(directory, user.pw_uid, user.pw_gid)
+        initdb = [str(programs / "initdb"), "-D", str(directory / "data"), "-A", "trust", "-U", "fleet", "-E", "UTF8"]
+        subprocess.run(
+            [*become, *initdb, "--locale=C.UTF-8", "--no-sync"], check=True, stdout=subprocess.DEVNULL, cwd=directory
+        )
+        port = free_port()
+        options = [word for option in (*FAST, f"port={port}") for word in ("-c", option)]
+        server = [str(programs / "postgres"), "-D", str(directory / "data"), "-k", str(directory), *options]
+        service = start([*become, *server], Path(f"{directory}.log"))
+        try:
+            ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
+            wait_for(lambda: subprocess.run(ready, check=False).returncode == 0, "PostgreSQL answers", 30)
+            yield f"postgres://fleet:fleet@127.0.0.1:{port}/postgres"
+        finally:
+            service.process.send_signal(signal.SIGINT)  # "fast shutdown": it does not wait for clients
+            service.stop(30)
+    finally:
+        shutil.rmtree(directory)
+        Path(f"{directory}.log").unlink(missing_ok=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.postgres", description=__doc__)
+    parser.add_argument("command", nargs="+")
+    command = parser.parse_args().command
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with cluster() as url:
+        return subprocess.call(command, env={**os.environ, "FLEET_DATABASE_URL": url})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
