@@ -43,7 +43,12 @@ def order(verb: str, clients: Iterable[Client], reason: str, actor: User | Anony
     allowed = Client.objects.visible_to(actor, Right.OPERATE).filter(pk__in=chosen).select_related("site")
     rows = {client.pk: client for client in allowed}
     if missing := [str(chosen[pk]) for pk in chosen if pk not in rows]:
-        raise Forbidden(f"You may not order anything of {', '.join(missing)}.", hint="Ask a volunteer of that site.")
+        missed = {client.site for pk, client in chosen.items() if pk not in rows}
+        raise Forbidden(
+            f"You may not order anything of {', '.join(missing)}.",
+            hint="Ask a volunteer of that site.",
+            site=missed.pop() if len(missed) == 1 else None,
+        )
     sites = {client.site for client in rows.values()}
     if len(sites) > 1:
         raise OperatorError("An order is for clients of one site.", hint="Give one order per site.")
@@ -83,6 +88,25 @@ def order(verb: str, clients: Iterable[Client], reason: str, actor: User | Anony
 def cancel(command: Command, actor: User | AnonymousUser) -> None:
     """Take back a command that was not sent yet. Raises Forbidden, or WrongState once it is on its way."""
     if not Command.objects.filter(pk=command.pk).visible_to(actor, Right.OPERATE).exists():
-        raise Forbidden(f"You may not cancel the {command}.")
+        raise Forbidden(
+            f"You may not cancel the {command}.", hint="Ask a volunteer of its site.", site=command.order.site
+        )
     move(command, CommandStatus.CANCELLED, finished_at=timezone.now(), reason=f"cancelled by {actor}")
     audit.record("command.cancelled", command, site=command.order.site, actor=actor)
+
+
+@transaction.atomic
+def cancel_queued(order: Order, actor: User | AnonymousUser) -> int:
+    """Take back what of ``order`` was not sent yet; how many. Raises Forbidden, or WrongState when all of it is sent."""
+    if not Order.objects.filter(pk=order.pk).visible_to(actor, Right.OPERATE).exists():
+        raise Forbidden("You may not cancel that order.", hint="Ask a volunteer of its site.", site=order.site)
+    taken_back = 0
+    for command in Command.objects.filter(order=order, status=CommandStatus.QUEUED):
+        try:
+            cancel(command, actor)
+        except WrongState:
+            continue  # the sender was quicker
+        taken_back += 1
+    if not taken_back:
+        raise WrongState("Nothing of that order waits any more.", hint="What was sent cannot be called back.")
+    return taken_back

@@ -1,5 +1,8 @@
 """Errors sorted by who must act. Everything else that is raised is a bug."""
 
+from contextvars import ContextVar
+from typing import Any
+
 
 class FleetError(Exception):
     """What happened and to which thing, in one sentence; ``hint`` says what to do next."""
@@ -18,7 +21,25 @@ class OperatorError(FleetError):
 
 
 class Forbidden(OperatorError):
-    """The person lacks the right; somebody with a higher role can do it."""
+    """The person lacks the right; somebody with a higher role can do it.
+
+    Within a request each one is noted for the audit log (``fleet.refusals``), also one that is caught and shown as a
+    message. ``site`` says in whose chain, where the thing is known to belong to one.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", site: Any = None) -> None:
+        super().__init__(message, hint=hint)
+        self.site = site
+        noted.get().append(self)
+
+
+class _Nowhere(list["Forbidden"]):
+    """Outside a request nobody collects refusals."""
+
+    def append(self, _: "Forbidden") -> None: ...
+
+
+noted: ContextVar[list[Forbidden]] = ContextVar("noted", default=_Nowhere())  # noqa: B039 - it keeps nothing
 
 
 class SiteError(FleetError):

@@ -1,6 +1,6 @@
 """Site scoping: the one method that decides which rows a person sees. Nothing when in doubt."""
 
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, User
 from django.core.exceptions import ImproperlyConfigured
@@ -8,6 +8,9 @@ from django.db import models
 from django.db.models import Q
 
 from fleet.roles import Right, roles_with
+
+if TYPE_CHECKING:
+    from fleet.models import Site
 
 M = TypeVar("M", bound=models.Model, covariant=True)
 Person = AbstractBaseUser | AnonymousUser
@@ -38,3 +41,14 @@ class ScopedQuerySet(models.QuerySet[M]):
         if getattr(self.model, "SHARED", False) and right == Right.VIEW and sites.exists():
             mine |= Q(**{f"{path}__isnull": True})
         return self.filter(mine)
+
+
+def site_of(row: models.Model) -> "Site | None":
+    """The site that ``row`` belongs to by its model's ``SITE``; None for what belongs to all or to none."""
+    found: object = row
+    for name in (getattr(type(row), "SITE", "") or "").split("__"):
+        if name and name != "pk" and found is not None:
+            found = getattr(found, name)
+    from fleet.models import Site
+
+    return found if isinstance(found, Site) else None

@@ -49,7 +49,7 @@ def classify(client: Client, adapters: Iterable[Adapter], *, actor: str) -> Clie
 def admit(client: Client, actor: User | AnonymousUser, admission: Admission = Admission.IN_SERVICE) -> None:
     """Set what people want of ``client``: in service, maintenance, retired. Raises Forbidden without the right ENROL."""
     if not Client.objects.filter(pk=client.pk).visible_to(actor, Right.ENROL).exists():
-        raise Forbidden(f"You may not admit {client}.", hint="Ask a volunteer of its site.")
+        raise Forbidden(f"You may not admit {client}.", hint="Ask a volunteer of its site.", site=client.site)
     client.refresh_from_db()
     if client.admission == admission:
         return
@@ -63,7 +63,7 @@ def edit_client(client: Client, actor: User | AnonymousUser, **changes: Any) -> 
     """Name, seat or class ``client``. Raises Forbidden without the right ENROL, OperatorError for what does not fit."""
     row = Client.objects.select_for_update(of=("self",)).visible_to(actor, Right.ENROL).filter(pk=client.pk).first()
     if row is None:
-        raise Forbidden(f"You may not edit {client}.", hint="Ask a volunteer of its site.")
+        raise Forbidden(f"You may not edit {client}.", hint="Ask a volunteer of its site.", site=client.site)
     was = {name: getattr(row, name) for name in changes}
     changed = [name for name, value in changes.items() if was[name] != value]
     for name in changed:

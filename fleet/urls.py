@@ -3,13 +3,17 @@
 from django.contrib import admin
 from django.contrib.auth import views as auth
 from django.urls import include, path
+from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularAPIView
 
 from fleet.api.problems import NoResource
+from fleet.logins import LoginForm
 
 urlpatterns = [
-    path("login/", auth.LoginView.as_view(), name="login"),
+    path("login/", auth.LoginView.as_view(authentication_form=LoginForm), name="login"),
     path("logout/", auth.LogoutView.as_view(), name="logout"),
+    # One door, with one look and one lock.
+    path("admin/login/", RedirectView.as_view(pattern_name="login", query_string=True)),
     path("admin/", admin.site.urls),
     path("api/v1/", include("fleet.api.urls")),
     path("api/v1/", include("images.urls")),

@@ -13,7 +13,7 @@ from django.utils import timezone
 from fleet import audit
 from fleet.exceptions import Forbidden, OperatorError, WrongState
 from fleet.models import ClientClass
-from fleet.querysets import ScopedQuerySet
+from fleet.querysets import ScopedQuerySet, site_of
 from fleet.queue import enqueue
 from fleet.roles import Right
 from fleet.transitions import move
@@ -35,7 +35,9 @@ def may(actor: Actor, right: Right, row: models.Model) -> bool:
 def _require(actor: Actor, right: Right, row: models.Model) -> None:
     if not may(actor, right, row):
         raise Forbidden(
-            f"You may not {right.label.split(',')[0]}: {row}.", hint="Ask somebody with a higher role at its site."
+            f"You may not {right.label.split(',')[0]}: {row}.",
+            hint="Ask somebody with a higher role at its site.",
+            site=site_of(row),
         )
 
 

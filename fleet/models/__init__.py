@@ -1,5 +1,6 @@
 from fleet.models.audit import AuditEntry, AuditHead
 from fleet.models.clients import Admission, Client, ClientClass, ClientState, Colour, HardwareRule
+from fleet.models.logins import FailedLogin
 from fleet.models.sites import Membership, Site, UnknownHardware
 from fleet.models.tokens import ApiToken, token_hash
 
@@ -12,6 +13,7 @@ __all__ = [
     "ClientClass",
     "ClientState",
     "Colour",
+    "FailedLogin",
     "HardwareRule",
     "Membership",
     "Site",
