@@ -1,9 +1,12 @@
 from django.urls import path
 
-from agents.board import views
+from agents.board import ordering, views
 
 urlpatterns = [
     path("", views.index, name="index"),
+    path("favicon.ico", views.favicon, name="favicon"),
     path("sites/<slug:slug>/", views.board, name="board"),
     path("sites/<slug:slug>/events", views.events, name="board-events"),
+    path("sites/<slug:slug>/orders", ordering.orders, name="board-orders"),
+    path("sites/<slug:slug>/orders/<uuid:order>/cancel", ordering.cancel, name="board-cancel"),
 ]

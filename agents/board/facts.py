@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import ClassVar
 
-# How far along a command is, for its row of steps.
-STEPS = ("queued", "sent", "accepted", "succeeded")
+# The way of a command: its statuses as it goes, and that it ends.
+STEPS = ("Queued", "Sent", "Accepted", "Done")
 PHASES = ("kill", "unmount", "restore", "verify", "login")
 
 
@@ -20,8 +20,30 @@ class ClassMark:
 
 
 @dataclass(frozen=True)
+class Doing:
+    """The command a client is carrying out."""
+
+    verb: str
+    verb_word: str
+    status_word: str
+
+
+@dataclass(frozen=True)
+class LastCommand:
+    """The last command a client was sent, and what became of it."""
+
+    verb_word: str
+    status: str
+    status_word: str
+    at: datetime
+    by: str
+    why: str
+    explanation: str
+
+
+@dataclass(frozen=True)
 class Tile:
-    """One client."""
+    """One client. ``heard`` is None while it is connected: a time that moves at each poll would be a change for nobody."""
 
     template: ClassVar[str] = "board/tile.html"
 
@@ -38,7 +60,13 @@ class Tile:
     version: str
     next_version: str
     trouble: str
-    doing: str
+    doing: Doing | None
+    mac: str
+    product: str
+    memory: str
+    connected: bool
+    heard: datetime | None
+    last: LastCommand | None
     admin_url: str
 
     @property
@@ -87,25 +115,56 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class CommandLine:
-    """One command: where it is on its way, or how it ended."""
+class Fate:
+    """What became of an order at one client, where it did not succeed."""
 
-    template: ClassVar[str] = "board/command.html"
+    seat: str
+    status: str
+    status_word: str
+    explanation: str
+
+
+@dataclass(frozen=True)
+class OrderLine:
+    """One order: how many of its commands have ended, what became of those that failed, where the others are.
+
+    ``steps`` is for an order to one client, ``running`` (status, seats) for one to several.
+    """
+
+    template: ClassVar[str] = "board/order.html"
 
     key: str
     verb: str
     verb_word: str
-    client: str
-    status: str
-    status_word: str
-    open: bool
+    whom: str
     at: datetime
     by: str
     why: str
-    explanation: str
+    total: int
+    ended: int
+    succeeded: int
+    queued: int
+    fates: tuple[Fate, ...]
+    more_fates: int
+    running: tuple[tuple[str, str], ...]
     steps: tuple[tuple[str, bool], ...]
     phases: tuple[Phase, ...]
     total_ms: int
+    cancel_url: str
+
+    @property
+    def open(self) -> bool:
+        return self.ended < self.total
+
+    @property
+    def failed(self) -> int:
+        """How many ended otherwise than asked."""
+        return self.ended - self.succeeded
+
+    @property
+    def outcome(self) -> str:
+        """The style of its outcome."""
+        return "running" if self.open else "failed" if self.failed else "succeeded"
 
 
 @dataclass(frozen=True)
@@ -142,9 +201,10 @@ class RestoreLine:
     total_ms: int
     files: int | None
     bytes: int | None
+    admin_url: str
 
 
-Fact = Tile | Count | ClassCount | CommandLine | BuildLine | RestoreLine
+Fact = Tile | Count | ClassCount | OrderLine | BuildLine | RestoreLine
 
 
 @dataclass(frozen=True)

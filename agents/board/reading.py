@@ -5,29 +5,27 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from django.db.models import Prefetch, Q
-from django.urls import reverse
+from django.db.models import F, Prefetch, Q
+from django.urls import NoReverseMatch, reverse
 
 from agents.board.facts import (
-    PHASES,
-    STEPS,
     BuildLine,
     ClassCount,
     ClassMark,
-    CommandLine,
     Count,
+    Doing,
     Fact,
-    Phase,
+    LastCommand,
     Reading,
     RestoreLine,
     Tile,
 )
-from agents.models import BootSession, Command, CommandStatus, HomeRestore, Verb
+from agents.board.orders import natural, phases_of, read_orders, seat_of
+from agents.models import BootSession, Command, HomeRestore, SessionStatus
 from fleet.hardware import DISPLAY, adapter_name
 from fleet.models import Admission, Client, ClientClass, ClientState, Site
 from images.models import BuildStep, ImageVersion, Release, VersionStatus
 
-RECENT_COMMANDS = 12
 RECENT_RESTORES = 8
 # The builder has these many steps for an ordinary recipe; only a hint for the bar until the build has ended.
 _STEPS_OF_A_BUILD = 10
@@ -36,10 +34,10 @@ _STEPS_OF_A_BUILD = 10
 def read(site: Site) -> Reading:
     """The board of ``site`` as it is now."""
     clients = list(Client.objects.filter(site=site).exclude(admission=Admission.RETIRED).select_related("client_class"))
-    clients.sort(key=lambda client: _natural(client.seat or client.name))
+    clients.sort(key=lambda client: natural(seat_of(client)))
     commands = list(
         Command.objects.filter(client__site=site, status__in=Command.OPEN)
-        .select_related("client", "order__ordered_by")
+        .only("client_id", "verb", "status")
         .order_by("-queued_at")
     )
     tiles = _tiles(site, clients, commands)
@@ -52,7 +50,7 @@ def read(site: Site) -> Reading:
             "counts": [Count(state.value, str(state.label), states[state.value]) for state in ClientState],
             "classes": [ClassCount(kind.slug, mark(kind), marks[kind.slug]) for kind in classes],
             "builds": _builds(site),
-            "commands": _commands(site, commands),
+            "commands": read_orders(site),
             "restores": _restores(site),
         }
     )
@@ -64,17 +62,13 @@ def mark(kind: ClientClass) -> ClassMark:
     return ClassMark(kind.slug, kind.name, kind.colour, letters or kind.slug[:1].upper())
 
 
-def _natural(text: str) -> list[tuple[bool, int, str]]:
-    """A2 before A10."""
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.findall(r"\d+|\D+", text)]
-
-
 def _tiles(site: Site, clients: list[Client], open_commands: list[Command]) -> list[Tile]:
     sessions = BootSession.objects.filter(client__site=site, status__in=BootSession.LIVE)
     booted = sessions.select_related("release__version__image").defer(
         "facts", "release__version__manifest", "release__version__recipe"
     )
     versions = {session.client_id: str(session.release.version) for session in booted if session.release}
+    connected = {session.client_id for session in booted if session.status == SessionStatus.OPEN}
     releases = (
         Release.objects.filter(client_class__site=site, current=True)
         .select_related("version__image")
@@ -82,8 +76,14 @@ def _tiles(site: Site, clients: list[Client], open_commands: list[Command]) -> l
     )
     released = {release.client_class_id: str(release.version) for release in releases}
     doing = {
-        command.client_id: f"{Verb(command.verb).label}: {CommandStatus(command.status).label.lower()}"
+        command.client_id: Doing(command.verb, command.get_verb_display(), command.get_status_display().lower())
         for command in open_commands
+    }
+    last = {
+        command.client_id: command
+        for command in Command.objects.filter(client__site=site, sequence=F("client__sequence"))
+        .select_related("order__ordered_by")
+        .defer("envelope", "signature", "result", "args")
     }
     return [
         Tile(
@@ -100,11 +100,38 @@ def _tiles(site: Site, clients: list[Client], open_commands: list[Command]) -> l
             version=versions.get(client.pk, ""),
             next_version=released.get(client.client_class_id, "") if client.client_class_id else "",
             trouble=client.trouble,
-            doing=doing.get(client.pk, ""),
-            admin_url=reverse("admin:fleet_client_change", args=[client.pk]),
+            doing=doing.get(client.pk),
+            mac=client.mac,
+            product=client.product,
+            memory=f"{client.memory_kib / (1 << 20):.1f} GiB" if client.memory_kib else "",
+            connected=client.pk in connected,
+            heard=None if client.pk in connected else client.last_seen,
+            last=_last(last[client.pk]) if client.pk in last else None,
+            admin_url=admin_url("fleet_client", client.pk),
         )
         for client in clients
     ]
+
+
+def _last(command: Command) -> LastCommand:
+    order = command.order
+    return LastCommand(
+        verb_word=command.get_verb_display(),
+        status=command.status,
+        status_word=command.get_status_display(),
+        at=command.finished_at or command.accepted_at or command.sent_at or command.queued_at,
+        by=order.ordered_by.get_username() if order.ordered_by else "nobody",
+        why=order.reason,
+        explanation=command.reason,
+    )
+
+
+def admin_url(model: str, key: object) -> str:
+    """The page of a row in the admin, or "" for a model that the admin doesn't have."""
+    try:
+        return reverse(f"admin:{model}_change", args=[key])
+    except NoReverseMatch:
+        return ""
 
 
 def _adapter(adapters: list[Mapping[str, Any]]) -> str:
@@ -143,59 +170,8 @@ def _build(version: ImageVersion) -> BuildLine:
         step=last.title if last else "",
         number=len(steps),
         percent=round(100 * progress),
-        admin_url=reverse("admin:images_imageversion_change", args=[version.pk]),
+        admin_url=admin_url("images_imageversion", version.pk),
     )
-
-
-def _commands(site: Site, open_commands: list[Command]) -> list[Fact]:
-    ended = (
-        Command.objects.filter(client__site=site)
-        .exclude(status__in=Command.OPEN)
-        .select_related("client", "order__ordered_by")
-        .order_by("-queued_at")[:RECENT_COMMANDS]
-    )
-    return [_command(command) for command in [*open_commands, *ended]]
-
-
-def _command(command: Command) -> CommandLine:
-    reached = {
-        CommandStatus.QUEUED: 1,
-        CommandStatus.SENT: 2,
-        CommandStatus.ACCEPTED: 3,
-        CommandStatus.SUCCEEDED: 4,
-    }.get(CommandStatus(command.status), 3 if command.accepted_at else 2 if command.sent_at else 1)
-    phases, total = _phases(command.result.get("phases_ms") if isinstance(command.result, dict) else None)
-    order = command.order
-    return CommandLine(
-        key=str(command.pk),
-        verb=command.verb,
-        verb_word=command.get_verb_display(),
-        client=command.client.seat or command.client.name,
-        status=command.status,
-        status_word=command.get_status_display(),
-        open=command.status in Command.OPEN,
-        at=command.finished_at or command.accepted_at or command.sent_at or command.queued_at,
-        by=order.ordered_by.get_username() if order.ordered_by else "nobody",
-        why=order.reason,
-        explanation=command.reason,
-        steps=tuple((str(CommandStatus(step).label), number < reached) for number, step in enumerate(STEPS)),
-        phases=phases,
-        total_ms=total,
-    )
-
-
-def _phases(phases_ms: Any) -> tuple[tuple[Phase, ...], int]:
-    """A cycle's phases as the client reported them; whatever is no number is left out."""
-    if not isinstance(phases_ms, dict):
-        return (), 0
-    known = {name: int(phases_ms[name]) for name in PHASES if isinstance(phases_ms.get(name), int | float)}
-    total = phases_ms.get("total")
-    whole = int(total) if isinstance(total, int | float) else sum(known.values())
-    phases, passed = [], 0
-    for name, ms in known.items():
-        phases.append(Phase(name, ms, round(100 * passed / max(whole, 1)), round(100 * ms / max(whole, 1))))
-        passed += ms
-    return tuple(phases), whole
 
 
 def _restores(site: Site) -> list[Fact]:
@@ -210,9 +186,10 @@ def _restores(site: Site) -> list[Fact]:
             by=row.asked_by,
             why=row.reason,
             explanation=row.explanation,
-            total_ms=_phases(row.phases_ms)[1],
+            total_ms=phases_of(row.phases_ms)[1],
             files=row.files,
             bytes=row.bytes,
+            admin_url=admin_url("agents_homerestore", row.pk),
         )
         for row in rows
     ]

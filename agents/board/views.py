@@ -7,6 +7,7 @@ from django.contrib.auth.decorators import login_required
 from django.contrib.auth.models import User
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.templatetags.static import static
 from django.utils.safestring import SafeString, mark_safe
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
@@ -19,7 +20,11 @@ from agents.models import Verb
 from fleet.models import Client, ClientState, Site
 from fleet.roles import Right
 
-REASONS = ("Next person", "Between two rounds", "Does not respond", "New version", "End of the evening")
+
+@require_safe
+def favicon(_request: HttpRequest) -> HttpResponse:
+    """For pages without a link to it: browsers ask here by themselves."""
+    return redirect(static("fleet/icon.svg"), permanent=True)
 
 
 def visible_site(request: HttpRequest, slug: str) -> Site:
@@ -72,8 +77,7 @@ def board(request: HttpRequest, slug: str) -> HttpResponse:
         "filtered": bool(text or wanted["states"] or wanted["classes"]),
         "may_operate": may_operate(request, site),
         "projector": "projector" in request.GET,
-        "verbs": Verb,
-        "reasons": REASONS,
+        "verbs": (Verb.CYCLE, Verb.RESTART, Verb.POWEROFF),
     }
     return render(request, "board/site.html", context)
 

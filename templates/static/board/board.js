@@ -1,5 +1,7 @@
 // The live board: events bring rendered items, keyed; what did not change stays untouched in the page.
 import { startFilter } from "./filter.js";
+import { startOrdering } from "./order.js";
+import { startSelection } from "./select.js";
 
 const board = document.querySelector("[data-board]");
 const sections = new Map(
@@ -24,11 +26,16 @@ const parse = (html) => {
   return template.content.firstElementChild;
 };
 
-// Only the body is replaced: the checkbox, its tick and the focus stay.
+// Only bodies are replaced: the checkbox, its tick, open details and the focus stay.
 function update(item, fresh) {
   for (const { name, value } of fresh.attributes) if (item.getAttribute(name) !== value) item.setAttribute(name, value);
   for (const { name } of [...item.attributes]) if (!fresh.hasAttribute(name) && name !== "hidden") item.removeAttribute(name);
-  item.querySelector("[data-body]").replaceChildren(...fresh.querySelector("[data-body]").childNodes);
+  const bodies = fresh.querySelectorAll("[data-body]");
+  item.querySelectorAll("[data-body]").forEach((body, index) => {
+    const focused = [...body.querySelectorAll("a, button")].indexOf(document.activeElement);
+    body.replaceChildren(...bodies[index].childNodes);
+    if (focused >= 0) body.querySelectorAll("a, button")[focused]?.focus();
+  });
 }
 
 function apply({ full, now, sections: parts }) {
@@ -84,7 +91,7 @@ function showTimes() {
   const now = Date.now() + clockAhead;
   for (const time of board.querySelectorAll("time[data-since]")) {
     const at = new Date(time.dateTime);
-    const text = ago(now - at);
+    const text = ago(now - at) + (time.hasAttribute("data-ago") ? " ago" : "");
     if (time.textContent !== text) time.textContent = text;
     if (!time.title) time.title = at.toLocaleString();
   }
@@ -152,3 +159,5 @@ connect();
 setInterval(() => source && Date.now() - heard > 30000 && connect(), 5000);
 
 startFilter(board);
+startSelection(board);
+startOrdering(board);

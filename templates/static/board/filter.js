@@ -17,12 +17,9 @@ export function startFilter(board) {
         words.every((word) => tile.dataset.words.includes(word));
       tile.hidden = !fits;
       shown += fits;
-      const pick = tile.querySelector(".pick");
-      if (!fits && pick.checked) {
-        pick.checked = false;
-        pick.dispatchEvent(new Event("change", { bubbles: true }));
-      }
+      if (!fits) tile.querySelector(".pick").checked = false;
     }
+    board.dispatchEvent(new Event("board:filtered"));
     clear.hidden = !(states.length || classes.length || words.length);
     board.querySelector("[data-none]").hidden = tiles.children.length > 0;
     board.querySelector("[data-none-shown]").hidden = shown > 0 || !tiles.children.length;
