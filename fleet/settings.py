@@ -37,6 +37,7 @@ SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
 SESSION_COOKIE_HTTPONLY = True
 X_FRAME_OPTIONS = "DENY"
+DATA_UPLOAD_MAX_NUMBER_FIELDS = 2000  # an order for a thousand clients is a form of as many fields
 
 # --- agents: seconds, unless a name says otherwise -------------------------------------------------------------------
 POLL_HOLD = env.number("FLEET_POLL_HOLD", 25, low=1, high=120)
