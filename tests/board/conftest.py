@@ -73,7 +73,7 @@ class Room:
             self.tellings.append(text)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def web(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Service]]:
     """The web process on the test database, and the Redis it sends orders to."""
     directory = tmp_path_factory.mktemp("web")
@@ -88,9 +88,10 @@ def web(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
             yield service, queue
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    # Playwright's own loop runs in this thread, so Django would refuse the tests' queries.
+    """Gone with its module: Playwright's own loop runs in this thread, and other tests start theirs."""
+    # For the same reason Django would refuse the tests' queries.
     with pytest.MonkeyPatch.context() as patch, chromium() as browser:
         patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
         yield browser

@@ -15,7 +15,7 @@ from tests.board.server import chromium, web_server
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PASSWORD = secrets.token_urlsafe(12)
-# Name: width, height, colour scheme, scale, and whether the picture is of the whole page.
+# Width, height, colour scheme.
 PICTURES: dict[str, tuple[int, int, str]] = {
     "board.png": (1280, 800, "light"),
     "board-dark.png": (1280, 800, "dark"),

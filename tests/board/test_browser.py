@@ -143,6 +143,7 @@ def test_details_stay_open_while_their_pc_changes(room: Room) -> None:
     details = page.get_by_role("dialog", name="Details of A1")
     expect(details).to_contain_text("GeForce GTX 1060")
     expect(details).to_contain_text("Cycle: succeeded")
+    expect(details.get_by_role("button", name="Close")).to_be_focused()
     assert page.evaluate(CHECKS) == []
     observe(room.clients["A1"], ClientState.LOST)
     expect(details).to_contain_text("Lost")
@@ -161,6 +162,17 @@ def test_who_loses_the_role_sees_the_line_end_and_a_viewer_cannot_order(room: Ro
     expect(page.get_by_role("button", name="Select all")).to_have_count(0)
     Membership.objects.filter(pk=membership.pk).delete()
     page.locator("[data-line=ended]").wait_for()
+
+
+@pytest.mark.parametrize(("cookie", "says"), [("sessionid", "You are logged out."), ("csrftoken", "out of date")])
+def test_who_was_logged_out_meanwhile_is_told_so(room: Room, cookie: str, says: str) -> None:
+    page = room.live(room.world.vera)
+    room.tile(page, "A4").locator(".cover").click()
+    page.context.clear_cookies(name=cookie)
+    page.get_by_role("button", name="Cycle").click()
+    expect(page.locator("[data-said]")).to_contain_text(says)
+    assert not Order.objects.filter(commands__client__seat="A4").exists()
+    room.tellings[:] = [text for text in room.tellings if "403" not in text]
 
 
 def test_without_scripts_an_order_goes_over_a_page(room: Room) -> None:

@@ -1,10 +1,16 @@
 """The board as it is first served: what is on it, for whom, and at what price."""
 
+from collections.abc import Callable
+
 import pytest
-from django.contrib.auth.models import User
+from django.contrib.auth.models import AnonymousUser, User
+from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.db import connection
+from django.http import Http404, HttpRequest, HttpResponse
 from django.test import Client as Visitor
+from django.test import RequestFactory
 from django.test.utils import CaptureQueriesContext
+from django.views import defaults
 
 from agents.board.facts import BuildLine, OrderLine, RestoreLine, Tile
 from agents.board.reading import read
@@ -141,6 +147,26 @@ def test_one_site_is_gone_to_at_once_and_several_are_listed(world: World) -> Non
     page = visit(root, "/")[1]
     assert "Club room" in page
     assert "School" in page
+
+
+@pytest.mark.parametrize(
+    ("view", "status", "says"),
+    [
+        (lambda request: defaults.bad_request(request, SuspiciousOperation()), 400, "did not make sense"),
+        (lambda request: defaults.permission_denied(request, PermissionDenied()), 403, "may not do that"),
+        (lambda request: defaults.page_not_found(request, Http404()), 404, "nothing here"),
+        (defaults.server_error, 500, "Something broke"),
+    ],
+)
+def test_errors_have_pages_of_the_same_look(
+    rf: RequestFactory, view: Callable[[HttpRequest], HttpResponse], status: int, says: str
+) -> None:
+    request = rf.get("/")
+    request.user = AnonymousUser()
+    answer = view(request)
+    assert answer.status_code == status
+    assert says in answer.content.decode()
+    assert "/static/fleet/base.css" in answer.content.decode()
 
 
 def test_browsers_that_ask_for_an_icon_find_one(client: Visitor) -> None:
