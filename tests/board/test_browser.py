@@ -125,6 +125,12 @@ def test_ranges_and_all_that_are_shown(room: Room) -> None:
     expect(selected).to_have_text("2 selected: B3, B7")
     page.get_by_role("searchbox").fill("B3")
     expect(selected).to_have_text("1 selected: B3")
+    page.get_by_role("searchbox").fill("kiosk")
+    room.tile(page, "K1").locator(".pick").focus()
+    page.keyboard.press("Control+a")
+    expect(selected).to_have_text("2 selected: K1, K2")
+    page.keyboard.press("Escape")
+    expect(page.locator("#selection")).to_be_hidden()
 
 
 def test_queued_commands_are_cancelled_from_their_panel(room: Room) -> None:

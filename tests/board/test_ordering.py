@@ -131,6 +131,8 @@ def test_a_viewer_may_look_but_not_order(world: World, pcs: list[Client]) -> Non
     answer = as_(viewer).post(ORDERS, form(*pcs, reason="Next person"), headers=SCRIPT)
     assert answer.status_code == 403
     assert as_(viewer).post(ORDERS, form(*pcs)).status_code == 403
+    refused = AuditEntry.objects.get(action="refused")
+    assert (refused.actor, refused.site) == ("victor", world.clubroom)
     assert not Order.objects.exists()
     page = as_(viewer).get("/sites/clubroom/").content.decode()
     assert 'id="selection"' not in page

@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from django.views import defaults
 
 from agents.board.facts import BuildLine, OrderLine, RestoreLine, Tile
-from agents.board.reading import read
+from agents.board.reading import admin_url, read
 from agents.models import CommandStatus, Verb
 from fleet.models import Site
 from tests.board.rows import SEATS, advance, cycled, make_night, make_order
@@ -102,6 +102,12 @@ def test_builds_and_restores_show_how_far_and_what(world: World) -> None:
     )
     assert (restore.files, restore.bytes, restore.total_ms, restore.result) == (1893, 312_000_000, 1204, "restored")
     assert "1893 files, 297.5" in visit(world.vera, BOARD)[1]
+
+
+def test_links_lead_only_to_pages_the_admin_has(world: World) -> None:
+    pc = make_client(world.clubroom)
+    assert admin_url("fleet_client", pc.pk) == f"/admin/fleet/client/{pc.pk}/change/"
+    assert admin_url("fleet_nothing", pc.pk) == ""
 
 
 def test_the_number_of_queries_does_not_grow_with_the_pcs(world: World) -> None:
