@@ -28,6 +28,7 @@ class Room:
 
     world: World
     clients: dict[str, Client]
+    service: Service
     url: str
     queue: redis.Redis
     browser: Browser
@@ -104,7 +105,7 @@ def room(transactional_db: None, web: tuple[Service, Service], browser: Browser)
     service, queue = web
     with redis.Redis.from_url(queue.url) as connection:
         connection.flushall()
-        room = Room(world, make_night(world.clubroom, world.vera), service.url, connection, browser)
+        room = Room(world, make_night(world.clubroom, world.vera), service, service.url, connection, browser)
         yield room
         for context in room.contexts:
             context.close()

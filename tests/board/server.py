@@ -23,9 +23,12 @@ FLAGS = [
 
 
 @contextmanager
-def web_server(environment: Mapping[str, str], directory: Path) -> Iterator[Service]:
-    """uvicorn with ``fleet.asgi``, as in the Procfile; ``environment`` names database and Redis."""
-    port = free_port()
+def web_server(environment: Mapping[str, str], directory: Path, port: int | None = None) -> Iterator[Service]:
+    """uvicorn with ``fleet.asgi``, as in the Procfile; ``environment`` names database and Redis.
+
+    With ``port`` it comes back where an earlier one was, so that a test can restart it.
+    """
+    port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     argv = [sys.executable, "-m", "uvicorn", "fleet.asgi:application", "--host", "127.0.0.1", "--port", str(port)]
     argv += ["--no-access-log", "--log-level", "warning", "--timeout-graceful-shutdown", "3"]

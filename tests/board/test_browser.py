@@ -12,7 +12,8 @@ from fleet.models import ClientState, Membership
 from fleet.roles import Role
 from tests.board.conftest import PHONE, Room
 from tests.board.rows import advance, make_order
-from tests.services import wait_for
+from tests.board.server import web_server
+from tests.services import free_port, wait_for
 from tests.world import member, person
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -179,6 +180,25 @@ def test_who_was_logged_out_meanwhile_is_told_so(room: Room, cookie: str, says: 
     expect(page.locator("[data-said]")).to_contain_text(says)
     assert not Order.objects.filter(commands__client__seat="A4").exists()
     room.tellings[:] = [text for text in room.tellings if "403" not in text]
+
+
+def test_a_restarted_server_is_found_again_and_what_was_missed_is_shown(room: Room, tmp_path: Path) -> None:
+    environment = dict(room.service.environment)
+    port = free_port()
+    with web_server(environment, tmp_path, port) as other:
+        room.url = other.url
+        page = room.live(room.world.vera)
+        page.evaluate("window.neverReloaded = true")
+        room.tile(page, "A4").locator(".cover").click()
+    page.locator("[data-line=broken]").wait_for()
+    observe(room.clients["A1"], ClientState.LOST)
+    with web_server(environment, tmp_path, port):
+        page.locator("[data-line=live]").wait_for()
+        expect(room.tile(page, "A1")).to_have_attribute("data-state", "lost")
+        expect(page.locator("[data-selected]")).to_have_text("1 selected: A4")
+        assert page.evaluate("window.neverReloaded")
+        page.context.close()
+    room.tellings[:] = [text for text in room.tellings if "ERR_" not in text]
 
 
 def test_without_scripts_an_order_goes_over_a_page(room: Room) -> None:
