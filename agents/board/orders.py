@@ -1,4 +1,4 @@
-"""The orders on a site's board: progress, and what became of those that failed. Five queries, however many clients."""
+"""The orders on a site's board: progress, and what became of those that failed. Four queries, however many PCs."""
 
 import re
 from collections import defaultdict
