@@ -30,6 +30,9 @@ def json_lines(rows: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> Iter
         yield json.dumps({field: row.get(field) for field in fields}, default=_text, ensure_ascii=False) + "\n"
 
 
+WRITERS = {"csv": (csv_lines, "text/csv; charset=utf-8"), "jsonl": (json_lines, "application/jsonl")}
+
+
 def _cell(value: Any) -> str | int:
     if value is None:
         return ""

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from django.contrib import admin
 from django.contrib.admin.utils import get_fields_from_path
 from django.contrib.auth.models import AnonymousUser, User
-from django.db import models
+from django.db import models, transaction
 from django.forms import ModelChoiceField
 from django.http import HttpRequest
 
+from fleet import audit
 from fleet.models import Membership
-from fleet.querysets import ScopedQuerySet
+from fleet.querysets import ScopedQuerySet, site_of
 from fleet.roles import Right, roles_with
 
 M = TypeVar("M", bound=models.Model)
@@ -45,7 +46,7 @@ class ScopedFilter(admin.RelatedFieldListFilter):
 
 
 class ScopedAdmin(_ModelAdmin[M], Generic[M]):
-    """Shows what the person may see; lets change what their role at that row's site allows.
+    """Shows what the person may see; lets change what their role at that row's site allows, and writes down each change.
 
     ``change_right`` names the right that adding, changing and deleting need; None makes the page read-only.
     """
@@ -90,6 +91,30 @@ class ScopedAdmin(_ModelAdmin[M], Generic[M]):
     def has_delete_permission(self, request: HttpRequest, obj: M | None = None) -> bool:
         return self._may_change(request, obj)
 
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        """The last act of every form: what it changed goes into the audit log, in the transaction that changes it."""
+        super().save_related(request, form, formsets, change)
+        row = form.instance
+        was = {name: _plain(form.initial.get(name)) for name in form.changed_data} if change else {}
+        now = {name: _plain(form.cleaned_data.get(name)) for name in form.changed_data}
+        parts = {formset.model._meta.verbose_name_plural: _parts(formset) for formset in formsets}
+        parts = {str(name): part for name, part in parts.items() if part}
+        if now or parts or not change:
+            _record(
+                request, row, "edited" if change else "added", was=was, now=now, **({"parts": parts} if parts else {})
+            )
+
+    @transaction.atomic
+    def delete_model(self, request: HttpRequest, obj: M) -> None:
+        _record(request, obj, "deleted")
+        super().delete_model(request, obj)
+
+    @transaction.atomic
+    def delete_queryset(self, request: HttpRequest, queryset: models.QuerySet[M]) -> None:
+        for row in queryset:
+            _record(request, row, "deleted")
+        super().delete_queryset(request, queryset)
+
     def formfield_for_foreignkey(
         self, db_field: models.ForeignKey[Any, Any], request: HttpRequest, **kwargs: Any
     ) -> "ModelChoiceField[Any] | None":
@@ -103,3 +128,25 @@ class ScopedAdmin(_ModelAdmin[M], Generic[M]):
         """To put a row at a site or under a parent one needs the right to change there; else to see is enough."""
         parent = str(getattr(self.model, "SITE", "")).partition("__")[0]
         return self.change_right if self.change_right and field.name == parent else Right.VIEW
+
+
+def _record(request: HttpRequest, row: models.Model, what: str, **detail: Any) -> None:
+    audit.record(f"{row._meta.model_name}.{what}", row, site=site_of(row), actor=request.user, **detail)
+
+
+def _parts(formset: Any) -> dict[str, list[str]]:
+    """The rows of an inline that a form added, changed or deleted, in words."""
+    done = {
+        "added": [str(row) for row in formset.new_objects],
+        "changed": [f"{row}: {', '.join(names)}" for row, names in formset.changed_objects],
+        "deleted": [str(row) for row in formset.deleted_objects],
+    }
+    return {what: rows for what, rows in done.items() if rows}
+
+
+def _plain(value: Any) -> str | int | None:
+    """A form's value as JSON; a long text (a hook, a file) by its beginning."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    text = str(value)
+    return text if len(text) <= 500 else f"{text[:500]}… ({len(text)} characters)"

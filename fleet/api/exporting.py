@@ -12,9 +12,7 @@ from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 
 from fleet.api.scoped import M, ScopedViewSet
-from fleet.exports import csv_lines, json_lines
-
-_WRITERS = {"csv": (csv_lines, "text/csv; charset=utf-8"), "jsonl": (json_lines, "application/jsonl")}
+from fleet.exports import WRITERS
 
 
 class LogViewSet(ScopedViewSet[M]):
@@ -23,7 +21,7 @@ class LogViewSet(ScopedViewSet[M]):
     page_order = ("-at", "-pk")
 
     @extend_schema(
-        parameters=[OpenApiParameter("as", enum=list(_WRITERS), default="csv", description="CSV, or JSON lines.")],
+        parameters=[OpenApiParameter("as", enum=list(WRITERS), default="csv", description="CSV, or JSON lines.")],
         filters=True,
         responses={
             (200, "text/csv"): OpenApiResponse(OpenApiTypes.STR),
@@ -34,9 +32,9 @@ class LogViewSet(ScopedViewSet[M]):
     def export(self, request: Request) -> StreamingHttpResponse:
         """All rows that the filters leave, oldest first, as CSV or JSON lines."""
         kind = request.query_params.get("as", "csv")
-        if kind not in _WRITERS:
-            raise ValidationError({"as": [f"{kind!r} is not one of {', '.join(_WRITERS)}."]})
-        write, content_type = _WRITERS[kind]
+        if kind not in WRITERS:
+            raise ValidationError({"as": [f"{kind!r} is not one of {', '.join(WRITERS)}."]})
+        write, content_type = WRITERS[kind]
         serializer: Any = self.get_serializer()
         rows = self.filter_queryset(self.get_queryset()).order_by("at", "pk")
         answer = StreamingHttpResponse(

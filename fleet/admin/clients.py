@@ -1,0 +1,71 @@
+"""Clients: named, seated, admitted. What they report is read only."""
+
+from django.contrib import admin, messages
+from django.contrib.auth.models import User
+from django.db.models import QuerySet
+from django.http import HttpRequest
+
+from fleet import services
+from fleet.admin.scoped import ScopedAdmin
+from fleet.exceptions import OperatorError
+from fleet.hardware import adapter_name
+from fleet.models import Admission, Client
+from fleet.roles import Right
+
+
+@admin.register(Client)
+class ClientAdmin(ScopedAdmin[Client]):
+    change_right = Right.ENROL
+    actions = ["admit", "maintain", "retire"]
+    list_display = ["seat", "name", "client_class", "state", "since", "admission", "adapters_named", "site"]
+    list_display_links = ["seat", "name"]
+    list_filter = ["site", "client_class", "state", "admission"]
+    list_select_related = ["client_class", "site"]
+    search_fields = ["seat", "name", "mac", "serial"]
+    readonly_fields = ["state", "since", "last_seen", "trouble", "adapters_named", "memory", "product", "serial"]
+    fieldsets = [
+        (None, {"fields": ["site", ("seat", "name"), "mac", "admission"]}),
+        ("Class", {"fields": ["client_class", "class_pinned", "adapters_named"]}),
+        ("As last seen", {"fields": [("state", "since"), "last_seen", "trouble", "memory", ("product", "serial")]}),
+    ]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Client | None = None) -> list[str]:
+        """A client's MAC address is its name on the wire: another one is another client."""
+        return [*self.readonly_fields, *(["mac", "site"] if obj else [])]
+
+    @admin.display(description="graphics adapters")
+    def adapters_named(self, client: Client) -> str:
+        named = (
+            f"{adapter_name(adapter['vendor'], adapter['device'])} ({adapter['vendor']}:{adapter['device']})"
+            for adapter in client.adapters
+        )
+        return ", ".join(named) or "not seen yet"
+
+    @admin.display(description="memory")
+    def memory(self, client: Client) -> str:
+        return f"{client.memory_kib // 1024} MiB" if client.memory_kib else "not seen yet"
+
+    @admin.action(description="Take into service", permissions=["change"])
+    def admit(self, request: HttpRequest, clients: QuerySet[Client]) -> None:
+        self._admit(request, clients, Admission.IN_SERVICE)
+
+    @admin.action(description="Take into maintenance: they boot no more", permissions=["change"])
+    def maintain(self, request: HttpRequest, clients: QuerySet[Client]) -> None:
+        self._admit(request, clients, Admission.MAINTENANCE)
+
+    @admin.action(description="Retire: they boot no more and leave the board", permissions=["change"])
+    def retire(self, request: HttpRequest, clients: QuerySet[Client]) -> None:
+        self._admit(request, clients, Admission.RETIRED)
+
+    def _admit(self, request: HttpRequest, clients: QuerySet[Client], admission: Admission) -> None:
+        assert isinstance(request.user, User)
+        done = []
+        for client in clients:
+            try:
+                services.admit(client, request.user, admission)
+            except OperatorError as error:
+                self.message_user(request, str(error), messages.ERROR)
+            else:
+                done.append(str(client))
+        if done:
+            self.message_user(request, f"{admission.label}: {', '.join(done)}.", messages.SUCCESS)

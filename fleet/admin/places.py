@@ -1,0 +1,114 @@
+"""Sites, their people, classes and hardware rules."""
+
+from typing import Any
+
+from django.contrib import admin
+from django.contrib.auth.models import User
+from django.db import models
+from django.db.models import Count, QuerySet
+from django.forms import ModelChoiceField
+from django.http import HttpRequest
+
+from fleet.admin.scoped import ScopedAdmin
+from fleet.hardware import adapter_name, adapters_from_json
+from fleet.models import Client, ClientClass, HardwareRule, Membership, Site
+from fleet.roles import RIGHTS, Right, Role
+
+
+@admin.register(Site)
+class SiteAdmin(ScopedAdmin[Site]):
+    change_right = Right.MANAGE
+    list_display = ["name", "slug", "clients", "unknown_hardware", "enrolment_open"]
+    search_fields = ["name", "slug"]
+    fieldsets = [
+        (None, {"fields": ["name", "slug"]}),
+        ("Clients never seen before", {"fields": ["enrolment_open", "unknown_hardware", "default_class"]}),
+    ]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Site]:
+        return super().get_queryset(request).annotate(number_of_clients=Count("clients"))
+
+    @admin.display(description="clients", ordering="number_of_clients")
+    def clients(self, site: Site) -> int:
+        return int(getattr(site, "number_of_clients", 0))
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Somebody's right at one site makes no other; a superuser makes sites and gives each its first admin."""
+        return isinstance(request.user, User) and request.user.is_superuser
+
+    def formfield_for_foreignkey(
+        self, db_field: models.ForeignKey[Any, Any], request: HttpRequest, **kwargs: Any
+    ) -> "ModelChoiceField[Any] | None":
+        if db_field.name == "default_class":
+            match = request.resolver_match
+            key = match.kwargs.get("object_id", "") if match else ""
+            own = ClientClass.objects.filter(site_id=int(key)) if key.isdecimal() else ClientClass.objects.none()
+            kwargs["queryset"] = own
+        return super().formfield_for_foreignkey(db_field, request, **kwargs)
+
+
+@admin.register(Membership)
+class MembershipAdmin(ScopedAdmin[Membership]):
+    change_right = Right.MANAGE
+    list_display = ["user", "site", "role", "may"]
+    list_filter = ["site", "role"]
+    list_select_related = ["user", "site"]
+    search_fields = ["user__username"]
+
+    @admin.display(description="may")
+    def may(self, membership: Membership) -> str:
+        return "; ".join(right.label for right in Right if right in RIGHTS[Role(membership.role)])
+
+    def formfield_for_choice_field(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        field = super().formfield_for_choice_field(db_field, request, **kwargs)
+        if db_field.name == "role" and field is not None:
+            more = "Each may what the one before may, and more: a viewer sees; a volunteer orders, admits and builds; "
+            field.help_text = (
+                more + "an organiser releases; a site admin edits the site, its classes, rules and members."
+            )
+        return field
+
+
+@admin.register(ClientClass)
+class ClientClassAdmin(ScopedAdmin[ClientClass]):
+    change_right = Right.MANAGE
+    list_display = ["name", "site", "colour", "root_percent", "home_percent"]
+    list_filter = ["site"]
+    list_select_related = ["site"]
+    search_fields = ["name", "slug"]
+    prepopulated_fields = {"slug": ["name"]}
+
+    def get_prepopulated_fields(self, request: HttpRequest, obj: ClientClass | None = None) -> dict[str, Any]:
+        return {} if obj else dict(self.prepopulated_fields)
+
+
+@admin.register(HardwareRule)
+class HardwareRuleAdmin(ScopedAdmin[HardwareRule]):
+    change_right = Right.MANAGE
+    list_display = ["priority", "pattern", "adapter", "client_class", "site", "note"]
+    list_display_links = ["pattern"]
+    list_filter = ["site", "client_class"]
+    list_select_related = ["client_class", "site"]
+    search_fields = ["vendor", "device", "note"]
+    readonly_fields = ["adapter", "matches"]
+    fieldsets = [
+        (None, {"fields": ["site", "client_class", "priority", "note"]}),
+        ("Graphics adapter", {"fields": [("vendor", "device"), ("subvendor", "subdevice"), "adapter", "matches"]}),
+    ]
+
+    @admin.display(description="adapter")
+    def adapter(self, rule: HardwareRule) -> str:
+        return adapter_name(rule.vendor, rule.device) if rule.vendor else "—"
+
+    @admin.display(description="fits now")
+    def matches(self, rule: HardwareRule) -> str:
+        """Which present clients have such an adapter; another rule may still come first."""
+        if rule.pk is None:
+            return "Save it to see which clients it fits."
+        clients = Client.objects.filter(site=rule.site)
+        fits = [
+            str(client)
+            for client in clients
+            if any(rule.pattern.matches(adapter) for adapter in adapters_from_json(client.adapters))
+        ]
+        return ", ".join(fits) or "no client that has been seen"
