@@ -1,7 +1,10 @@
 """Sessions of daemons: opened, seen, closed. What the gateway writes about who is there."""
 
+import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -11,11 +14,12 @@ from django.utils import timezone
 from agents.daemon import protocol
 from agents.evidence import silence
 from agents.models import BootSession, SessionStatus
-from agents.observing import observe
+from agents.observing import locked, observe
 from fleet.exceptions import WrongState
-from fleet.models import Client, ClientState
+from fleet.models import ClientState
 from fleet.transitions import move
 
+log = logging.getLogger(__name__)
 _STATES = {
     protocol.BOOTING: ClientState.BOOTING,
     protocol.READY: ClientState.READY,
@@ -23,6 +27,7 @@ _STATES = {
     protocol.CYCLING: ClientState.CYCLING,
 }
 _STAGE = re.compile(r"[a-z]{1,20}").fullmatch
+_ADAPTER_ID = re.compile(r"[0-9a-f:.]{1,20}").fullmatch
 
 
 class BadFacts(ValueError):
@@ -56,7 +61,7 @@ def clean_facts(facts: object) -> dict[str, Any]:
         raise BadFacts("adapters is not a list of at most 16.")
     for adapter in adapters:
         if not isinstance(adapter, dict) or any(
-            not isinstance(adapter.get(key), str) or len(adapter[key]) > 20 for key in ids
+            not isinstance(adapter.get(key), str) or not _ADAPTER_ID(adapter[key]) for key in ids
         ):
             raise BadFacts("An adapter lacks one of its ids.")
     clean["adapters"] = [{key: adapter[key] for key in ids} for adapter in adapters]
@@ -66,6 +71,7 @@ def clean_facts(facts: object) -> dict[str, Any]:
 @transaction.atomic
 def open_session(session: BootSession, boot_id: str, facts: Mapping[str, Any]) -> None:
     """The daemon is up. Raises WrongState for a session that was superseded, or opened by another boot."""
+    client = locked(session.client_id)
     session.refresh_from_db()
     if str(session.boot_id) != boot_id:
         raise WrongState(f"The {session} is another boot's.")
@@ -76,41 +82,60 @@ def open_session(session: BootSession, boot_id: str, facts: Mapping[str, Any]) -
         facts=dict(facts),
         last_seen=timezone.now(),
     )
-    client = Client.objects.get(pk=session.client_id)
     if client.state != ClientState.CYCLING:
         observe(client, ClientState.BOOTING if client.state == ClientState.BOOTING else ClientState.READY, trouble="")
 
 
+@transaction.atomic
 def says_state(session_id: UUID, state: str) -> None:
     """The daemon says in what state its client is. A session that counted as lost is open again: it was late."""
-    session = BootSession.objects.select_related("client").get(pk=session_id)
+    session = BootSession.objects.get(pk=session_id)
+    client = locked(session.client_id)  # or the clock, which calls it lost at this moment, would have the last word
+    session.refresh_from_db()
     if session.status == SessionStatus.LOST:
-        try:
-            with transaction.atomic():
-                move(session, SessionStatus.OPEN, last_seen=timezone.now(), ended_at=None)
-        except WrongState:
-            return
+        move(session, SessionStatus.OPEN, last_seen=timezone.now(), ended_at=None)
     if session.status == SessionStatus.OPEN:
-        observe(session.client, _STATES[state])
+        observe(client, _STATES[state])
 
 
 @transaction.atomic
 def close_session(session: BootSession) -> None:
     """The system goes down and says so."""
+    client = locked(session.client_id)
     session.refresh_from_db()
-    if session.status in BootSession.LIVE:
+    if session.status in (*BootSession.LIVE, SessionStatus.LOST):
         move(session, SessionStatus.CLOSED, ended_at=timezone.now())
         silence(session, "the client said that it goes down")
-        observe(session.client, ClientState.OFF)
+        observe(client, ClientState.OFF)
 
 
-def seen(sessions: Iterable[UUID]) -> list[UUID]:
-    """Note the time for all these sessions at once; those that counted as lost, for ``says_state``."""
+@dataclass(frozen=True)
+class Said:
+    """What a daemon said last ("" as long as it only opened its session), and when."""
+
+    state: str
+    at: datetime
+
+
+def seen(present: Mapping[UUID, Said]) -> None:
+    """Note the time for all these sessions at once, and mend what the board has otherwise than their daemons say.
+
+    That is so after a session counted as lost and came late, and where somebody asked for a boot script with the MAC of a
+    client that runs. What was observed after the daemon spoke stays: the client may well have been reset.
+    """
     now = timezone.now()
-    ids = list(sessions)
-    late: list[UUID] = []
+    ids = list(present)
     for start in range(0, len(ids), 500):
         part = BootSession.objects.filter(pk__in=ids[start : start + 500])
         part.update(last_seen=now)
-        late += part.filter(status=SessionStatus.LOST).values_list("pk", flat=True)
-    return late
+        late = part.filter(status=SessionStatus.LOST).values_list("pk", flat=True)
+        wrong = [*late]
+        for state, shown in _STATES.items():
+            said = [session for session in ids[start : start + 500] if present[session].state == state]
+            other = part.filter(pk__in=said, status=SessionStatus.OPEN).exclude(client__state=shown)
+            wrong += [pk for pk, since in other.values_list("pk", "client__since") if since <= present[pk].at]
+        for session in wrong:
+            try:
+                says_state(session, present[session].state or protocol.READY)
+            except WrongState as error:
+                log.info("%s", error)

@@ -12,7 +12,7 @@ from django.utils import timezone
 from agents.daemon import protocol
 from agents.evidence import new_boot
 from agents.models import BootSession, BootToken, SessionStatus
-from agents.observing import observe
+from agents.observing import locked, observe
 from agents.signing import public_keys
 from fleet import audit
 from fleet.hardware import Adapter, parse_adapters
@@ -29,6 +29,7 @@ ERRORS = ("digest-mismatch", "short", "unreachable", "no-space", "refused", "mou
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}").fullmatch
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 _KERNEL = re.compile(r"[0-9A-Za-z._+~-]{1,80}").fullmatch
+_SLUG = re.compile(r"[-a-zA-Z0-9_]{1,50}").fullmatch
 _UNPRINTABLE = re.compile(r"[^A-Za-z0-9 .,:;()/_'+-]")
 
 
@@ -42,7 +43,7 @@ class Refusal(Exception):
 
 def start_script(site: str) -> str:
     """The static first script: names the machine and asks for its own. ``site`` is a slug or empty."""
-    where = f"&site={site}" if re.fullmatch(r"[-a-zA-Z0-9_]{1,50}", site) else ""
+    where = f"&site={site}" if _SLUG(site) else ""
     facts = "mac=${netX/mac}&uuid=${uuid}&manufacturer=${manufacturer:uristring}&product=${product:uristring}"
     return f"#!ipxe\nchain --replace {settings.GATEWAY_URL}/boot/v1/client.ipxe?{facts}&serial=${{serial:uristring}}{where}\n"
 
@@ -115,6 +116,8 @@ def _known(mac: str, query: Mapping[str, str]) -> Client:
 
 
 def _site(slug: str) -> Site:
+    if slug and not _SLUG(slug):
+        raise Refusal(404, "A site is named by letters, digits, - and _.")
     sites = list(Site.objects.filter(slug=slug) if slug else Site.objects.all()[:2])
     if len(sites) != 1:
         raise Refusal(
@@ -153,6 +156,8 @@ def boot_plan(form: Mapping[str, str]) -> str:
     client_class = classify(client, adapters, actor="gateway")
     if client.admission == Admission.PENDING:
         return _wait(f"{client.name} waits to be admitted by a volunteer of {client.site}.")
+    if client.admission != Admission.IN_SERVICE:
+        return _wait(f"{client.name} is {client.get_admission_display().lower()}.")
     if client_class is None:
         return _wait(f"No rule of {client.site} knows the adapter {_ids(adapters)}; a volunteer can give it a class.")
     release = (
@@ -221,8 +226,10 @@ def _use_up(token: BootToken) -> None:
 
 def _begin(client: Client, boot_id: str, release: Release) -> tuple[BootSession, str]:
     """A session for this boot, in the place of any older one, and its bearer token."""
-    for older in BootSession.objects.filter(client=client, status__in=BootSession.LIVE):
-        move(older, SessionStatus.SUPERSEDED, ended_at=timezone.now())
+    locked(client.pk)
+    # A lost one too: it would open again as soon as it is heard of.
+    for older in BootSession.objects.filter(client=client, status__in=(*BootSession.LIVE, SessionStatus.LOST)):
+        move(older, SessionStatus.SUPERSEDED, ended_at=older.ended_at or timezone.now())
     bearer = secrets.token_hex(32)
     session = BootSession.objects.create(
         client=client,

@@ -1,8 +1,15 @@
 """What a client is, as last seen: the one writer of ``Client.state``."""
 
+from uuid import UUID
+
 from django.utils import timezone
 
 from fleet.models import Client, ClientState
+
+
+def locked(client: UUID) -> Client:
+    """The client, locked until the present transaction ends: who judges its sessions and its state does so alone."""
+    return Client.objects.select_for_update().get(pk=client)
 
 
 def observe(client: Client, state: ClientState, **changes: object) -> bool:

@@ -6,18 +6,20 @@ from datetime import timedelta
 
 import redis
 from django.conf import settings
+from django.db import transaction
 from django.utils import timezone
 
+from agents.daemon.link import CAP_S
 from agents.evidence import end, silence
 from agents.models import BootSession, Command, CommandStatus, SessionStatus, Verb
-from agents.observing import observe
+from agents.observing import locked, observe
 from agents.sending import connection
 from fleet.exceptions import WrongState
 from fleet.models import Client, ClientState
 from fleet.transitions import move
 
 log = logging.getLogger(__name__)
-GATEWAY_UP = "fleet.gateway.up"  # Redis: since when (s since 1970) the gateway listens; gone 10 s after it
+GATEWAY_UP = "fleet.gateway.up"  # Redis: since when (s since 1970) the gateway listens; gone soon after it
 
 
 def tick() -> None:
@@ -59,9 +61,7 @@ def _end(command: Command, status: CommandStatus, reason: str) -> None:
 def _lose_boots() -> None:
     """A boot that takes too long, or stopped before it had a plan."""
     late = timezone.now() - timedelta(seconds=settings.BOOT_LIMIT)
-    for session in BootSession.objects.filter(status=SessionStatus.BOOTING, planned_at__lt=late).select_related(
-        "client"
-    ):
+    for session in BootSession.objects.filter(status=SessionStatus.BOOTING, planned_at__lt=late):
         _lose(session)
     for client in Client.objects.filter(state=ClientState.BOOTING, since__lt=late, last_seen__lt=late):
         if not BootSession.objects.filter(client=client, status__in=BootSession.LIVE).exists():
@@ -71,26 +71,42 @@ def _lose_boots() -> None:
 def _lose_sessions() -> None:
     """Who was not heard of for too long. Silence after a power-down is what was asked for."""
     late = timezone.now() - timedelta(seconds=settings.LOST_AFTER)
-    for session in BootSession.objects.filter(status=SessionStatus.OPEN, last_seen__lt=late).select_related("client"):
+    for session in BootSession.objects.filter(status=SessionStatus.OPEN, last_seen__lt=late):
         _lose(session)
 
 
 def _lose(session: BootSession) -> None:
     try:
-        if silence(session, "silent since it accepted"):
-            move(session, SessionStatus.CLOSED, ended_at=timezone.now())
-            observe(session.client, ClientState.OFF)
-        else:
-            move(session, SessionStatus.LOST, ended_at=timezone.now())
-            observe(session.client, ClientState.LOST)
+        _lose_now(session)
     except WrongState as error:
         log.info("%s", error)
 
 
+@transaction.atomic
+def _lose_now(judged: BootSession) -> None:
+    """The session and its client at once, unless something was heard since it was ``judged``.
+
+    In two steps the gateway, which hears of the client in between, would leave an open session and a client called lost.
+    """
+    client = locked(judged.client_id)
+    session = BootSession.objects.get(pk=judged.pk)
+    if (session.status, session.last_seen) != (judged.status, judged.last_seen):
+        return
+    if silence(session, "silent since it accepted"):
+        move(session, SessionStatus.CLOSED, ended_at=timezone.now())
+        observe(client, ClientState.OFF)
+    else:
+        move(session, SessionStatus.LOST, ended_at=timezone.now())
+        observe(client, ClientState.LOST)
+
+
 def _gateway_listens() -> bool:
-    """True if the gateway has listened long enough for silence to mean something: else it was we who did not hear."""
+    """True if the gateway has listened long enough for silence to mean something: else it was we who did not hear.
+
+    A daemon that found no gateway may pause for CAP_S before it tries again.
+    """
     try:
         up = connection().get(GATEWAY_UP)
     except redis.RedisError:
         return False
-    return isinstance(up, bytes) and time.time() - float(up) > settings.LOST_AFTER
+    return isinstance(up, bytes) and time.time() - float(up) > max(settings.LOST_AFTER, CAP_S)

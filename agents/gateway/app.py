@@ -30,7 +30,8 @@ from fleet.exceptions import FleetError
 from fleet.models import token_hash
 
 log = logging.getLogger(__name__)
-SWEEP_S = 3.0  # how late a command is found whose nudge was lost, and how often presence is written down
+SWEEP_S = 3.0  # how late a command is found whose nudge was lost, and how often presence is written down, at the most
+REDIS_PATIENCE_S = 5.0  # a Redis that hangs is one that is away
 _NONCE = re.compile(r"[0-9A-Za-z_-]{8,64}").fullmatch
 _BEARER = re.compile(r"[Bb]earer ([0-9a-f]{64})").fullmatch
 _COMMAND = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
@@ -65,7 +66,7 @@ class Gateway:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http":
-            await self._serve(Request.of(scope, receive), send)
+            await self._serve(scope, receive, send)
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -97,17 +98,26 @@ class Gateway:
         """Hear nudges. While Redis is away the sweep delivers."""
         while True:
             with suppress(RedisError, OSError):
-                async with aioredis.Redis.from_url(settings.REDIS_URL) as connection, connection.pubsub() as channel:
+                async with _redis() as connection, connection.pubsub() as channel:
                     await channel.subscribe(CHANNEL)
-                    async for message in channel.listen():
-                        if message["type"] == "message":
-                            self._nudged(message["data"])
+                    asked = False  # whether anybody is at the other end still
+                    while True:
+                        message = await channel.get_message(ignore_subscribe_messages=True, timeout=REDIS_PATIENCE_S)
+                        if message is not None:
+                            asked = False
+                            if message["type"] == "message":
+                                self._nudged(message["data"])
+                        elif asked:
+                            break
+                        else:
+                            await channel.ping()
+                            asked = True
             await asyncio.sleep(1)
 
     def _nudged(self, data: bytes) -> None:
         try:
             clients = [uuid.UUID(client) for client in json.loads(data)["clients"]]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             log.error("A nudge that is none was published on %s: %r", CHANNEL, data[:100])
             return
         for client in clients:
@@ -115,25 +125,27 @@ class Gateway:
 
     async def _sweep(self) -> None:
         """Every few seconds: find commands whose nudge was lost, write down who is there, and that we listen."""
+        pause = min(SWEEP_S, settings.LOST_AFTER / 4)
         while True:
             try:
                 for client in await self._database.read(_with_commands):
                     self._parking.wake(client)
-                for session in await self._database.write(attendance.seen, self._parking.take_seen()):
-                    # It counted as lost and is here: its next state is told anew.
-                    if attendant := self._parking.attendant(session):
-                        await self._database.write(attendance.says_state, session, attendant.state or protocol.READY)
+                await self._database.write(attendance.seen, self._parking.take_seen())
             except Exception:
-                log.exception("The sweep failed; it is tried again in %s s", SWEEP_S)
-            with suppress(RedisError, OSError):
-                async with aioredis.Redis.from_url(settings.REDIS_URL) as connection:
-                    await connection.set(GATEWAY_UP, str(self._up_since), ex=10)
-            await asyncio.sleep(SWEEP_S)
+                log.exception("The sweep failed; it is tried again in %s s", pause)
+            else:
+                # Only now: who was not written down must not count as silent. And gone again before that could be.
+                with suppress(RedisError, OSError):
+                    async with _redis() as connection:
+                        await connection.set(GATEWAY_UP, str(self._up_since), px=round(pause * 2000))
+            await asyncio.sleep(pause)
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
-    async def _serve(self, request: Request, send: Send) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method, path = scope["method"], scope["path"]
         try:
+            request = Request.of(scope, receive)
             if request.path.startswith("/store/") and request.method in ("GET", "HEAD"):
                 await artefacts.serve(request, send, settings.STORE)
                 return
@@ -143,12 +155,12 @@ class Gateway:
         except netboot.Refusal as refusal:
             answer = Answer.text(refusal.text + "\n", refusal.status)
         except FleetError as error:
-            log.error("%s %s: %s", request.method, request.path, error)
+            log.error("%s %s: %s", method, path, error)
             answer = Answer.problem(Problem(503, error.message, Retry_After="10"))
         except Exception:
-            log.exception("%s %s failed", request.method, request.path)
+            log.exception("%s %s failed", method, path)
             answer = Answer.problem(Problem(500, "The server failed; its log says why."))
-        await reply(send, answer, head=request.method == "HEAD")
+        await reply(send, answer, head=method == "HEAD")
 
     async def _answer(self, request: Request) -> Answer:
         method = "GET" if request.method == "HEAD" else request.method
@@ -156,6 +168,8 @@ class Gateway:
         if route is None:
             if allowed := self._methods.get(request.path):
                 raise Problem(405, f"{request.path} takes {allowed}.", Allow=allowed)
+            if request.path.startswith("/store/"):
+                raise Problem(405, "Artefacts are only read.", Allow="GET, HEAD")
             raise Problem(404, f"There is nothing at {request.path[:100]}.")
         if self._closing:
             raise self._come_again()
@@ -257,7 +271,6 @@ class Gateway:
                 if envelopes := await self._database.read(_envelopes, attendant.session, int(cursor)):
                     return Answer.json({"commands": envelopes, "server_time_ms": _now_ms()})
             how = await self._parking.park(attendant, hold - time.monotonic())
-            self._parking.saw(attendant)
             if how == "superseded":
                 raise Problem(409, "A younger session of this client exists.")
             if how == "closing":
@@ -273,18 +286,19 @@ class Gateway:
         session = await self._database.read(_session_of, bearer)
         if session is None:
             raise Problem(401, "This bearer token belongs to no session.", WWW_Authenticate="Bearer")
-        accepted, rejected = [], []
-        for report in reports:
-            why = await self._database.write(evidence.take_report, session, report)
-            if why:
-                rejected.append({"command": report["command"], "reason": why})
-            else:
-                accepted.append(report["command"])
+        answers = await asyncio.gather(
+            *(self._database.write(evidence.take_report, session, report) for report in reports)
+        )
+        accepted = [report["command"] for report, why in zip(reports, answers, strict=True) if not why]
+        rejected = [
+            {"command": report["command"], "reason": why} for report, why in zip(reports, answers, strict=True) if why
+        ]
         return Answer.json({"accepted": accepted, "rejected": rejected})
 
     async def _bye(self, request: Request) -> Answer:
-        _, bearer = await self._attendant(request)
+        attendant, bearer = await self._attendant(request)
         await request.json()
+        self._parking.went(attendant)
         session = await self._database.read(_session_of, bearer)
         if session is not None:
             await self._database.write(attendance.close_session, session)
@@ -303,7 +317,19 @@ def _is_report(report: Any) -> bool:
         and report.get("state") in protocol.REPORTS
         and isinstance(report.get("reason"), str)
         and len(report["reason"]) <= 300
+        and _storable(report["reason"])
         and isinstance(report.get("result"), dict)
+    )
+
+
+def _storable(text: str) -> bool:
+    """Whether a database takes it: JSON may hold NUL and halves of surrogate pairs."""
+    return not any(char == "\0" or "\ud800" <= char <= "\udfff" for char in text)
+
+
+def _redis() -> aioredis.Redis:
+    return aioredis.Redis.from_url(
+        settings.REDIS_URL, socket_timeout=REDIS_PATIENCE_S, socket_connect_timeout=REDIS_PATIENCE_S
     )
 
 

@@ -8,7 +8,7 @@ from agents.gateway.http import Answer, Problem, Request, Send, reply
 
 CHUNK = 1 << 18
 _DIGEST = re.compile(r"/store/([0-9a-f]{64})").fullmatch
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)").fullmatch
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})").fullmatch
 
 
 async def serve(request: Request, send: Send, store: Path) -> None:
@@ -31,7 +31,9 @@ async def serve(request: Request, send: Send, store: Path) -> None:
             "Cache-Control": "public, max-age=31536000, immutable",
         }
         status = 200
-        if asked := request.headers.get("range"):
+        # A client that goes on with another artefact than it began with gets all of this one.
+        same = request.headers.get("if-range", headers["ETag"]) == headers["ETag"]
+        if (asked := request.headers.get("range")) and same:
             start, end = _range(asked, size)
             status = 206
             headers["Content-Range"] = f"bytes {start}-{end}/{size}"

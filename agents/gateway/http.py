@@ -60,9 +60,10 @@ class Request:
 
     @classmethod
     def of(cls, scope: Scope, receive: Receive) -> "Request":
-        query = (
-            dict(parse_qsl(scope["query_string"].decode("latin-1"), max_num_fields=20)) if scope["query_string"] else {}
-        )
+        try:
+            query = dict(parse_qsl(scope["query_string"].decode("latin-1"), max_num_fields=20))
+        except ValueError:
+            raise Problem(400, "The query has more than 20 fields.") from None
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         return cls(scope["method"], scope["path"], query, headers, (scope.get("client") or ("", 0))[0], receive)
 
@@ -101,7 +102,7 @@ class Request:
 
 async def reply(send: Send, answer: Answer, *, head: bool = False) -> None:
     headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers.items()]
-    if answer.status != HTTPStatus.NO_CONTENT:
+    if answer.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
         headers.append((b"content-length", str(len(answer.body)).encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if head else answer.body})

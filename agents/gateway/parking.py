@@ -1,21 +1,25 @@
 """Who is there: parked polls, presence, and what waits to be delivered. Memory only; the database is asked elsewhere."""
 
 import asyncio
-import time
 import uuid
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from django.utils import timezone
+
+from agents.attendance import Said
 
 
 @dataclass
 class Attendant:
-    """A session this gateway has heard of. ``state`` is what its daemon said last."""
+    """A session this gateway has heard of. ``state`` is what its daemon said last, ``seen_at`` when it asked last."""
 
     session: uuid.UUID
     client: uuid.UUID
     state: str = ""
     superseded: bool = False
     poll: "asyncio.Future[str] | None" = None
-    seen_at: float = field(default_factory=time.monotonic)
+    seen_at: datetime = field(default_factory=timezone.now)
 
 
 class Parking:
@@ -27,7 +31,7 @@ class Parking:
         self.by_bearer: dict[str, Attendant] = {}
         self.waiting: set[uuid.UUID] = set()
         self._by_client: dict[uuid.UUID, Attendant] = {}
-        self._seen: set[uuid.UUID] = set()
+        self._seen: dict[uuid.UUID, Attendant] = {}
 
     def enter(self, bearer: str, session: uuid.UUID, client: uuid.UUID) -> Attendant:
         """Know a session; an older one of the same client is superseded."""
@@ -50,7 +54,7 @@ class Parking:
             self.supersede(older)
 
     async def park(self, attendant: Attendant, hold_s: float) -> str:
-        """Wait: ``wake``, ``superseded``, ``replaced`` (by a newer poll of the same session), ``closing`` or ``held``."""
+        """Wait: ``wake``, ``superseded``, ``replaced`` (by a newer poll of the session), ``gone``, ``closing``, ``held``."""
         self._end(attendant, "replaced")
         poll: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         attendant.poll = poll
@@ -76,24 +80,26 @@ class Parking:
         return len(parked)
 
     def saw(self, attendant: Attendant) -> None:
-        attendant.seen_at = time.monotonic()
-        self._seen.add(attendant.session)
+        attendant.seen_at = timezone.now()
+        self._seen[attendant.session] = attendant
 
-    def take_seen(self) -> set[uuid.UUID]:
+    def went(self, attendant: Attendant) -> None:
+        """It said that it goes: what it said before counts no more."""
+        self._seen.pop(attendant.session, None)
+        self._end(attendant, "gone")
+
+    def take_seen(self) -> dict[uuid.UUID, Said]:
         """The sessions heard of since the last call, and those whose poll is parked now: a parked poll is presence."""
-        seen = self._seen | {attendant.session for attendant in self.by_bearer.values() if attendant.poll}
-        self._seen = set()
-        return seen
-
-    def attendant(self, session: uuid.UUID) -> Attendant | None:
-        return next((one for one in self.by_bearer.values() if one.session == session), None)
+        parked = {attendant.session: attendant for attendant in self.by_bearer.values() if attendant.poll}
+        seen, self._seen = self._seen | parked, {}
+        return {session: Said(one.state, one.seen_at) for session, one in seen.items() if not one.superseded}
 
     def _end(self, attendant: Attendant, how: str) -> None:
         if attendant.poll is not None and not attendant.poll.done():
             attendant.poll.set_result(how)
 
     def _forget_silent(self) -> None:
-        late = time.monotonic() - 3600
+        late = timezone.now() - timedelta(hours=1)
         for bearer, attendant in list(self.by_bearer.items()):
             if attendant.poll is None and attendant.seen_at < late:
                 del self.by_bearer[bearer]

@@ -46,7 +46,7 @@ class BootSession(models.Model):
            │        ├──→ superseded   (a younger boot of the same client)
            └────────┴──→ lost         (silence)
 
-    A lost session that is heard of again is open again: its poll came late, nothing else.
+    A lost session that is heard of again is open again: its poll came late, nothing else. A younger boot ends it for good.
     """
 
     SITE = "client__site"

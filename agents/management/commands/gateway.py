@@ -37,6 +37,7 @@ class Command(BaseCommand):
             port=options["port"],
             loop="uvloop",
             http="httptools",
+            ws="none",
             access_log=False,
             log_level="warning",
             timeout_keep_alive=75,  # longer than a hold: the daemon keeps one connection

@@ -1,0 +1,29 @@
+"""Keys of a test's own, and no Redis but one it starts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pytest_django.fixtures import Settings
+
+from agents import sending
+from agents.signing import make_keys
+
+
+@pytest.fixture
+def keys(settings: Settings, tmp_path: Path) -> Iterator[Path]:
+    """A directory with fresh keys; this process is web, sender and gateway at once, and Redis is away."""
+    directory = tmp_path / "keys"
+    make_keys(directory)
+    settings.PUBLIC_KEYS = directory
+    settings.COMMAND_KEY, settings.SESSION_KEY = str(directory / "command.key"), str(directory / "session.key")
+    settings.REDIS_URL = "redis://127.0.0.1:1/0"
+    forget()
+    yield directory
+    forget()
+
+
+def forget() -> None:
+    """Key and connection are read once for a process's life; a test's life is shorter."""
+    sending._signer.cache_clear()
+    sending.connection.cache_clear()
