@@ -97,7 +97,7 @@ def take_report(session: BootSession, report: Mapping[str, Any]) -> str:
         elif command.verb == Verb.CYCLE:
             _judge_cycle(command, clean_result(report["result"]))
         else:
-            end(command, CommandStatus.SUCCEEDED, "the client says so", {})
+            return "that is proven by a new boot or by silence, not by a word"
     except WrongState as error:
         return str(error)
     return ""

@@ -122,7 +122,10 @@ CELERY_TASK_DEFAULT_QUEUE = "default"
 CELERY_TASK_ROUTES = {"images.tasks.*": {"queue": "builds"}, "agents.tasks.send_*": {"queue": "sender"}}
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
-CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 4 * 3600}  # longer than any build, or it would run twice
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "visibility_timeout": 4 * 3600,  # longer than any build, or it would run twice
+    "max_retries": 0,  # whoever orders does not wait for a Redis that is away: the clock sends what it lost
+}
 CELERY_BEAT_SCHEDULE_FILENAME = str(DATA / "clock.schedule")
 CELERY_BEAT_SCHEDULE = {
     "agents": {"task": "agents.tasks.tick", "schedule": 2.0, "options": {"expires": 2}},

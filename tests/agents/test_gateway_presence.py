@@ -33,7 +33,7 @@ def test_two_clients_stay_ready_as_long_as_their_daemons_run_and_are_lost_when_t
     make_release(world.contest)
     clients = [make_client(world.clubroom, f"52:54:00:00:00:0{number}") for number in (1, 2)]
     settings.LOST_AFTER = 3
-    monkeypatch.setattr(schedule, "CAP_S", 3)  # the gateway returns at once, so no daemon pauses for long
+    monkeypatch.setattr("agents.schedule.CAP_S", 3)  # the gateway returns at once, so no daemon pauses for long
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()  # what the daemons will say, too
     with redis_server() as queue, gateway(queue.url, lost_after=3, poll_hold=1) as gate:
         settings.PUBLIC_KEYS, settings.REDIS_URL = gate.keys, queue.url

@@ -12,6 +12,7 @@ from django.utils import timezone
 from pytest_django.fixtures import Settings
 
 from agents import schedule, services
+from agents.daemon.link import CAP_S
 from agents.models import BootSession, Command, CommandStatus, HomeRestore, SessionStatus, Verb
 from fleet.models import Client, ClientState
 from tests.agents.boots import boot, make_release, plan_of, token_of
@@ -84,9 +85,9 @@ def test_after_a_restart_of_the_gateway_silence_counts_once_every_daemon_had_tim
 ) -> None:
     boot(client)
     listens_since(hints, 0)
-    after(schedule.CAP_S - 5)
+    after(CAP_S - 5)
     assert state(client) == (ClientState.BOOTING, SessionStatus.OPEN)
-    after(schedule.CAP_S + 5)
+    after(CAP_S + 5)
     assert state(client) == (ClientState.LOST, SessionStatus.LOST)
 
 
