@@ -34,11 +34,19 @@ _UNPRINTABLE = re.compile(r"[^A-Za-z0-9 .,:;()/_'+-]")
 
 
 class Refusal(Exception):
-    """The request is refused with ``status`` and a sentence for the client's screen."""
+    """The request is refused with ``status`` and a sentence for the client's screen; ``client`` is whose token was shown."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, client: Client | None = None) -> None:
         super().__init__(text)
-        self.status, self.text = status, text
+        self.status, self.text, self.client = status, text, client
+
+
+def note(refusal: Refusal, form: Mapping[str, str]) -> None:
+    """Write a refusal down, in a transaction of its own: the refused one was taken back."""
+    if client := refusal.client:
+        mac = form.get("mac", "").lower()
+        says = mac if _MAC(mac) else "none"
+        audit.record("boot.refused", client, site=client.site, actor="gateway", why=refusal.text, mac=says)
 
 
 def start_script(site: str) -> str:
@@ -169,7 +177,7 @@ def boot_plan(form: Mapping[str, str]) -> str:
     assert manifest is not None
     if kernel != manifest["kernel_release"]:
         if token.kernel == manifest["kernel_release"]:
-            raise Refusal(403, f"The kernel {kernel} is not the one offered, {token.kernel}.")
+            raise Refusal(403, f"The kernel {kernel} is not the one offered, {token.kernel}.", client)
         _use_up(token)
         return _lines(action="restart", reason=f"{client_class} needs another kernel")
     _use_up(token)
@@ -210,12 +218,11 @@ def _token(form: Mapping[str, str]) -> BootToken:
     if token is None:
         raise Refusal(403, "The boot token is unknown.")
     if token.client.mac != form.get("mac", "").lower():
-        audit.record("boot.refused", token.client, site=token.client.site, actor="gateway", why="token of another MAC")
-        raise Refusal(403, "The boot token belongs to another client.")
+        raise Refusal(403, "The boot token belongs to another client.", token.client)
     if token.used_at is not None:
-        raise Refusal(403, "The boot token was used already.")
+        raise Refusal(403, "The boot token was used already.", token.client)
     if token.expires_at <= timezone.now():
-        raise Refusal(403, "The boot token has expired.")
+        raise Refusal(403, "The boot token has expired.", token.client)
     return token
 
 

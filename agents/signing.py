@@ -67,7 +67,12 @@ def public_keys(directory: Path, kind: str) -> str:
     """All public keys of a kind, as the boot plan carries them: ``command.pub``, and ``command-*.pub`` while keys rotate."""
     keys: dict[str, bytes] = {}
     for path in sorted(directory.glob(f"{kind}*.pub")):
-        keys |= protocol.parse_keys(path.read_text().strip())
+        try:
+            keys |= protocol.parse_keys(path.read_text().strip())
+        except (OSError, ValueError) as error:
+            raise SiteError(
+                f"The public key {path} cannot be read: {error}.", hint="Put back the file that `manage.py keys` made."
+            ) from None
     if not keys:
         raise SiteError(f"There is no public {kind} key in {directory}.", hint="Run `manage.py keys`.")
     return protocol.format_keys(keys)

@@ -190,7 +190,12 @@ class Gateway:
         return Answer.text(await self._database.write(netboot.client_script, request.query))
 
     async def _plan(self, request: Request) -> Answer:
-        plan = await self._database.write(netboot.boot_plan, await request.form())
+        form = await request.form()
+        try:
+            plan = await self._database.write(netboot.boot_plan, form)
+        except netboot.Refusal as refusal:
+            await self._database.write(netboot.note, refusal, form)
+            raise
         fields = protocol.parse_plan(plan)
         if fields["action"] == "boot":
             self._parking.superseded_by(uuid.UUID(fields["client"]))

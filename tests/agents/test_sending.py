@@ -1,0 +1,251 @@
+"""What the sender does with an order: numbers it, writes it down, signs it, and hands it over once."""
+
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import redis
+from django.db import connection
+from django.utils import timezone
+from pytest_django.fixtures import Settings
+
+from agents import sending, services, tasks
+from agents.daemon import protocol
+from agents.models import BootSession, Command, CommandStatus, HomeRestore, SessionStatus, Verb
+from agents.signing import Signer
+from fleet import audit
+from fleet.exceptions import SiteError
+from fleet.models import AuditEntry, Client
+from tests.agents.boots import boot, command_keys, make_release
+from tests.agents.conftest import forget
+from tests.services import celery_sends_to, redis_server
+from tests.world import World, make_client, make_world
+
+
+@pytest.fixture
+def client(world: World, keys: Path) -> Client:
+    make_release(world.gamer)
+    return make_client(world.clubroom)
+
+
+def ordered(world: World, client: Client, verb: Verb = Verb.CYCLE) -> Command:
+    return services.order(verb, [client], "why", world.vera).commands.get()
+
+
+def sent(command: Command) -> Command:
+    """The command after the sender had it."""
+    tasks.send_order(str(command.order_id))
+    command.refresh_from_db()
+    return command
+
+
+def opened(command: Command, keys: Path) -> protocol.Command:
+    """The envelope as the client's daemon opens it."""
+    session = command.session
+    assert session is not None
+    wrapped = protocol.envelope(bytes(command.envelope), bytes(command.signature), command.key_id)
+    return protocol.authenticate(wrapped, command_keys(keys), str(command.client_id), str(session.boot_id))
+
+
+@pytest.mark.parametrize("verb", Verb)
+def test_the_daemon_takes_what_the_sender_signed(world: World, client: Client, keys: Path, verb: Verb) -> None:
+    session = boot(client)
+    command = sent(ordered(world, client, verb))
+    assert (command.status, command.session) == (CommandStatus.SENT, session)
+    inside = opened(command, keys)
+    assert (inside.command, inside.verb, inside.sequence) == (str(command.pk), verb, 1)
+    assert inside.expires_ms == round(command.expires_at.timestamp() * 1000)
+    protocol.admit(inside, 0, round(timezone.now().timestamp() * 1000))
+    if verb == Verb.CYCLE:
+        assert session.release is not None
+        home = session.release.home
+        assert inside.args == {"home": home.sha256, "home_bytes": home.bytes, "home_digest": home.tree_digest}
+    else:
+        assert inside.args == {}
+
+
+def test_the_sequence_of_a_client_rises_and_is_its_own(world: World, client: Client, keys: Path) -> None:
+    other = make_client(world.clubroom, "52:54:00:00:00:02")
+    for one in (client, other):
+        boot(one)
+    sequences = []
+    for one in (client, client, other, client):
+        command = sent(ordered(world, one))
+        sequences.append(opened(command, keys).sequence)
+        Command.objects.update(status=CommandStatus.SUCCEEDED)
+        one.refresh_from_db()
+        assert one.sequence == sequences[-1]
+    assert sequences == [1, 2, 1, 3]
+
+
+def test_it_is_written_down_what_is_signed_for_which_boot(world: World, client: Client) -> None:
+    session = boot(client)
+    command = sent(ordered(world, client, Verb.RESTART))
+    entry = AuditEntry.objects.get(action="command.signed")
+    assert (entry.actor, entry.subject_id, entry.site) == ("sender", str(command.pk), world.clubroom)
+    assert entry.detail == {
+        "order": str(command.order_id),
+        "verb": "restart",
+        "sequence": 1,
+        "boot": str(session.boot_id),
+    }
+    assert [*audit.verify()] == []
+
+
+def test_the_audit_entry_is_committed_before_the_signature_exists(
+    transactional_db: None, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world()
+    make_release(world.gamer)
+    client = make_client(world.clubroom)
+    boot(client)
+    with celery_sends_to("redis://127.0.0.1:1/0"):
+        command = ordered(world, client)
+
+    def pulled_plug(self: object, body: bytes) -> bytes:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Signer, "sign", pulled_plug)
+        with pytest.raises(MemoryError):
+            tasks.send_order(str(command.order_id))
+    command.refresh_from_db()
+    assert (command.status, command.signature, command.sequence) == (CommandStatus.QUEUED, b"", 1)
+    assert AuditEntry.objects.filter(action="command.signed").count() == 1
+    assert sent(command).sequence == 1, "what fell between is sent later, under its own number"
+
+
+def test_two_senders_at_once_make_one_envelope(transactional_db: None, keys: Path) -> None:
+    world = make_world()
+    make_release(world.gamer)
+    client = make_client(world.clubroom)
+    boot(client)
+    with celery_sends_to("redis://127.0.0.1:1/0"):
+        command = ordered(world, client)
+    start, faults = threading.Barrier(3), list[Exception]()
+
+    def work() -> None:
+        try:
+            start.wait()
+            tasks.send_order(str(command.order_id))
+        except Exception as error:
+            faults.append(error)
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+    command.refresh_from_db()
+    client.refresh_from_db()
+    assert (command.status, command.sequence, client.sequence) == (CommandStatus.SENT, 1, 1)
+    assert opened(command, keys).sequence == 1
+
+
+def test_a_task_delivered_twice_changes_nothing(world: World, client: Client) -> None:
+    boot(client)
+    command = sent(ordered(world, client))
+    before = (command.envelope, command.signature, command.sent_at)
+    sent(command)
+    tasks.send_due()
+    command.refresh_from_db()
+    assert (command.envelope, command.signature, command.sent_at) == before
+    assert AuditEntry.objects.filter(action="command.signed").count() == 1
+
+
+@pytest.mark.parametrize("status", [None, *(one for one in SessionStatus if one != SessionStatus.OPEN)])
+def test_a_client_without_an_open_session_gets_nothing_and_the_reason_says_so(
+    world: World, client: Client, status: SessionStatus | None
+) -> None:
+    if status:
+        boot(client)
+        BootSession.objects.update(status=status)
+    command = sent(ordered(world, client))
+    assert (command.status, command.reason) == (CommandStatus.FAILED, "the client is not connected")
+    assert (command.envelope, command.sequence) == (b"", None)
+    assert command.finished_at is not None
+    assert not HomeRestore.objects.exists(), "no home was touched"
+
+
+def test_what_is_past_its_time_is_not_sent(world: World, client: Client) -> None:
+    boot(client)
+    command = ordered(world, client)
+    Command.objects.update(expires_at=timezone.now() - timedelta(milliseconds=1))
+    assert (sent(command).status, command.reason) == (CommandStatus.EXPIRED, "not sent in time")
+    assert not AuditEntry.objects.filter(action="command.signed").exists()
+
+
+def test_a_cycle_without_a_template_fails_and_a_restart_does_not_need_one(world: World, client: Client) -> None:
+    boot(client)
+    BootSession.objects.update(release=None)
+    command = sent(ordered(world, client))
+    assert (command.status, command.reason) == (
+        CommandStatus.FAILED,
+        "its release is gone, and with it the template",
+    )
+    assert sent(ordered(world, client, Verb.RESTART)).status == CommandStatus.SENT
+
+
+def test_what_was_taken_back_is_not_sent(world: World, client: Client) -> None:
+    boot(client)
+    command = ordered(world, client)
+    services.cancel(command, world.vera)
+    assert sent(command).status == CommandStatus.CANCELLED
+
+
+def test_one_that_cannot_be_sent_holds_up_no_other(world: World, client: Client) -> None:
+    away = make_client(world.clubroom, "52:54:00:00:00:02")
+    boot(client)
+    order = services.order(Verb.CYCLE, [away, client], "why", world.vera)
+    tasks.send_order(str(order.pk))
+    assert dict(order.commands.values_list("client__name", "status")) == {"pc-01": "sent", "pc-02": "failed"}
+
+
+def test_without_its_key_the_sender_says_what_is_missing_and_the_order_waits(
+    world: World, client: Client, settings: Settings
+) -> None:
+    boot(client)
+    command = ordered(world, client)
+    settings.COMMAND_KEY = ""
+    forget()
+    with pytest.raises(SiteError, match=r"This process has no command key.*FLEET_COMMAND_KEY.*`manage\.py keys`"):
+        tasks.send_order(str(command.order_id))
+    command.refresh_from_db()
+    assert command.status == CommandStatus.QUEUED
+
+
+@pytest.fixture(scope="module")
+def queue() -> Iterator[str]:
+    with redis_server() as service:
+        yield service.url
+
+
+def test_one_nudge_names_all_clients_of_an_order(world: World, client: Client, settings: Settings, queue: str) -> None:
+    settings.REDIS_URL = queue
+    forget()
+    other = make_client(world.clubroom, "52:54:00:00:00:02")
+    for one in (client, other):
+        boot(one)
+    with redis.Redis.from_url(queue) as hints, hints.pubsub(ignore_subscribe_messages=True) as channel:
+        channel.subscribe(sending.CHANNEL)
+        channel.get_message(timeout=5)
+        tasks.send_order(str(services.order(Verb.CYCLE, [client, other], "why", world.vera).pk))
+        message = channel.get_message(timeout=5)
+        assert message is not None
+        assert str(client.pk) in message["data"].decode()
+        assert str(other.pk) in message["data"].decode()
+        assert channel.get_message(timeout=0.1) is None
+    sending.connection().close()
+
+
+def test_a_command_is_sent_although_nobody_can_be_nudged(
+    world: World, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    boot(client)
+    assert sent(ordered(world, client)).status == CommandStatus.SENT
+    assert "the gateway finds the commands at its next sweep" in caplog.text
