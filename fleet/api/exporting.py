@@ -12,7 +12,7 @@ from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 
 from fleet.api.scoped import M, ScopedViewSet
-from fleet.exports import WRITERS
+from fleet.exports import WRITERS, download
 
 
 class LogViewSet(ScopedViewSet[M]):
@@ -34,14 +34,9 @@ class LogViewSet(ScopedViewSet[M]):
         kind = request.query_params.get("as", "csv")
         if kind not in WRITERS:
             raise ValidationError({"as": [f"{kind!r} is not one of {', '.join(WRITERS)}."]})
-        write, content_type = WRITERS[kind]
         serializer: Any = self.get_serializer()
         rows = self.filter_queryset(self.get_queryset()).order_by("at", "pk")
-        answer = StreamingHttpResponse(
-            write(_plain(rows, serializer), list(serializer.fields)), content_type=content_type
-        )
-        answer["Content-Disposition"] = f'attachment; filename="{self.basename}.{kind}"'
-        return answer
+        return download(request._request, self.basename, kind, _plain(rows, serializer), list(serializer.fields))
 
 
 def _plain(rows: QuerySet[Any], serializer: Any) -> Iterator[dict[str, Any]]:
