@@ -31,7 +31,7 @@ from fleet.models import token_hash
 
 log = logging.getLogger(__name__)
 SWEEP_S = 3.0  # how late a command is found whose nudge was lost, and how often presence is written down, at the most
-REDIS_PATIENCE_S = 5.0  # a Redis that hangs is one that is away
+REDIS_PATIENCE_S = 2.0  # a Redis that hangs is one that is away
 _NONCE = re.compile(r"[0-9A-Za-z_-]{8,64}").fullmatch
 _BEARER = re.compile(r"[Bb]earer ([0-9a-f]{64})").fullmatch
 _COMMAND = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch

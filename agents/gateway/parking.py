@@ -31,6 +31,7 @@ class Parking:
         self.by_bearer: dict[str, Attendant] = {}
         self.waiting: set[uuid.UUID] = set()
         self._by_client: dict[uuid.UUID, Attendant] = {}
+        self._closed = False
         self._seen: dict[uuid.UUID, Attendant] = {}
 
     def enter(self, bearer: str, session: uuid.UUID, client: uuid.UUID) -> Attendant:
@@ -55,12 +56,15 @@ class Parking:
 
     async def park(self, attendant: Attendant, hold_s: float) -> str:
         """Wait: ``wake``, ``superseded``, ``replaced`` (by a newer poll of the session), ``gone``, ``closing``, ``held``."""
+        if self._closed or attendant.superseded:  # while what it said was written down
+            return "closing" if self._closed else "superseded"
         self._end(attendant, "replaced")
         poll: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         attendant.poll = poll
         try:
             async with asyncio.timeout(hold_s):
-                return await poll
+                how = await poll
+                return how if attendant.poll is poll else "replaced"  # in this very moment, which is then the other's
         except TimeoutError:
             return "held"
         finally:
@@ -73,7 +77,8 @@ class Parking:
             self._end(attendant, "wake")
 
     def close(self) -> int:
-        """End all polls; how many there were."""
+        """End all polls, those that come late too; how many there were."""
+        self._closed = True
         parked = [attendant for attendant in self.by_bearer.values() if attendant.poll]
         for attendant in parked:
             self._end(attendant, "closing")

@@ -24,6 +24,7 @@ class Gateway:
         self.port, self.directory = free_port(), directory
         self.url = f"http://127.0.0.1:{self.port}"
         self.keys, self.store = directory / "keys", directory / "store"
+        self.visitors: list[Visitor] = []
         make_keys(self.keys)
         self.environment = {
             "FLEET_DATABASE_URL": database_url(),
@@ -46,6 +47,11 @@ class Gateway:
     def stop(self) -> None:
         self.service.stop()
 
+    def send_visitors_home(self) -> None:
+        for visitor in self.visitors:
+            visitor.close()
+        self.visitors.clear()
+
     def restart(self) -> None:
         self.stop()
         self.start()
@@ -63,7 +69,8 @@ class Gateway:
             return False
 
     def visitor(self, bearer: str = "") -> "Visitor":
-        return Visitor(self.port, bearer)
+        self.visitors.append(Visitor(self.port, bearer))
+        return self.visitors[-1]
 
 
 @contextmanager
@@ -74,6 +81,7 @@ def gateway(redis_url: str, **settings: object) -> Iterator[Gateway]:
         try:
             yield one
         finally:
+            one.send_visitors_home()
             one.stop()
 
 
