@@ -4,15 +4,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.contrib import admin, messages
-from django.contrib.auth.models import User
 from django.db import models
 from django.db.models import Prefetch, QuerySet
 from django.forms import ModelChoiceField
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern, path
 from django.views.decorators.http import require_POST
 
+from fleet.admin.audited import actor, page_of
 from fleet.admin.scoped import ScopedAdmin
 from fleet.exceptions import OperatorError
 from fleet.models import ClientClass
@@ -22,15 +22,6 @@ from images.models import HomeTemplate, Image, ImageFile, ImageHook, ImageVersio
 
 M = TypeVar("M", bound=models.Model)
 UNDER_WAY = (VersionStatus.QUEUED, VersionStatus.BUILDING)
-
-
-def page_of(row: models.Model) -> str:
-    return reverse(f"admin:{row._meta.app_label}_{row._meta.model_name}_change", args=[row.pk])
-
-
-def actor(request: HttpRequest) -> User:
-    assert isinstance(request.user, User)  # the admin lets nobody else in
-    return request.user
 
 
 class OrderAdmin(ScopedAdmin[M]):

@@ -2,9 +2,9 @@
 
 from django.contrib import admin
 
-from fleet.admin import clients, logs, places, tokens
+from fleet.admin import clients, logs, people, places, tokens
 
-__all__ = ["clients", "logs", "places", "tokens"]
+__all__ = ["clients", "logs", "people", "places", "tokens"]
 
 admin.site.site_header = admin.site.site_title = "Stateless Fleet"
 admin.site.index_title = "Administration"

@@ -1,15 +1,20 @@
 """Clients: named, seated, admitted. What they report is read only."""
 
+from typing import Any
+from uuid import UUID
+
 from django.contrib import admin, messages
-from django.contrib.auth.models import User
+from django.db import models
 from django.db.models import QuerySet
+from django.forms import ModelChoiceField
 from django.http import HttpRequest
 
 from fleet import services
-from fleet.admin.scoped import ScopedAdmin
+from fleet.admin.audited import actor
+from fleet.admin.scoped import ScopedAdmin, edited
 from fleet.exceptions import OperatorError
 from fleet.hardware import adapter_name
-from fleet.models import Admission, Client
+from fleet.models import Admission, Client, ClientClass
 from fleet.roles import Right
 
 
@@ -31,7 +36,14 @@ class ClientAdmin(ScopedAdmin[Client]):
 
     def get_readonly_fields(self, request: HttpRequest, obj: Client | None = None) -> list[str]:
         """A client's MAC address is its name on the wire: another one is another client."""
-        return [*self.readonly_fields, *(["mac", "site"] if obj else [])]
+        return [*super().get_readonly_fields(request, obj), *(["mac"] if obj else [])]
+
+    def formfield_for_foreignkey(
+        self, db_field: models.ForeignKey[Any, Any], request: HttpRequest, **kwargs: Any
+    ) -> "ModelChoiceField[Any] | None":
+        if db_field.name == "client_class" and (key := edited(request)):
+            kwargs["queryset"] = ClientClass.objects.filter(site__clients=UUID(key))
+        return super().formfield_for_foreignkey(db_field, request, **kwargs)
 
     @admin.display(description="graphics adapters")
     def adapters_named(self, client: Client) -> str:
@@ -58,11 +70,10 @@ class ClientAdmin(ScopedAdmin[Client]):
         self._admit(request, clients, Admission.RETIRED)
 
     def _admit(self, request: HttpRequest, clients: QuerySet[Client], admission: Admission) -> None:
-        assert isinstance(request.user, User)
         done = []
         for client in clients:
             try:
-                services.admit(client, request.user, admission)
+                services.admit(client, actor(request), admission)
             except OperatorError as error:
                 self.message_user(request, str(error), messages.ERROR)
             else:

@@ -1,7 +1,8 @@
 """Sites, their people, classes and hardware rules."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from django import forms
 from django.contrib import admin
 from django.contrib.auth.models import User
 from django.db import models
@@ -9,10 +10,15 @@ from django.db.models import Count, QuerySet
 from django.forms import ModelChoiceField
 from django.http import HttpRequest
 
-from fleet.admin.scoped import ScopedAdmin
+from fleet.admin.scoped import ScopedAdmin, edited
 from fleet.hardware import adapter_name, adapters_from_json
 from fleet.models import Client, ClientClass, HardwareRule, Membership, Site
 from fleet.roles import RIGHTS, Right, Role
+
+if TYPE_CHECKING:
+    _ModelForm = forms.ModelForm[Membership]
+else:
+    _ModelForm = forms.ModelForm
 
 
 @admin.register(Site)
@@ -40,20 +46,39 @@ class SiteAdmin(ScopedAdmin[Site]):
         self, db_field: models.ForeignKey[Any, Any], request: HttpRequest, **kwargs: Any
     ) -> "ModelChoiceField[Any] | None":
         if db_field.name == "default_class":
-            match = request.resolver_match
-            key = match.kwargs.get("object_id", "") if match else ""
-            own = ClientClass.objects.filter(site_id=int(key)) if key.isdecimal() else ClientClass.objects.none()
-            kwargs["queryset"] = own
+            key = edited(request)
+            kwargs["queryset"] = ClientClass.objects.filter(site=int(key)) if key else ClientClass.objects.none()
         return super().formfield_for_foreignkey(db_field, request, **kwargs)
+
+
+class MembershipForm(_ModelForm):
+    """Asks for the person by name: a list of all accounts would tell each site who belongs to the others."""
+
+    user = forms.CharField(
+        label="person", max_length=150, help_text="The user name. Whoever runs the server makes the accounts."
+    )
+
+    def clean_user(self) -> User:
+        name = str(self.cleaned_data["user"])
+        found = User.objects.filter(username=name, is_active=True).first()
+        if found is None:
+            raise forms.ValidationError(f"Nobody is called {name}. Check the spelling, or ask for the account first.")
+        return found
 
 
 @admin.register(Membership)
 class MembershipAdmin(ScopedAdmin[Membership]):
     change_right = Right.MANAGE
+    form = MembershipForm
+    fields = ["user", "site", "role"]
     list_display = ["user", "site", "role", "may"]
     list_filter = ["site", "role"]
     list_select_related = ["user", "site"]
     search_fields = ["user__username"]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Membership | None = None) -> list[str]:
+        """Another person's is another membership."""
+        return [*super().get_readonly_fields(request, obj), *(["user"] if obj else [])]
 
     @admin.display(description="may")
     def may(self, membership: Membership) -> str:

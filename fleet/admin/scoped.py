@@ -2,30 +2,32 @@
 
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from django.contrib import admin
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.utils import get_fields_from_path
 from django.contrib.auth.models import AnonymousUser, User
-from django.db import models, transaction
-from django.forms import ModelChoiceField
-from django.http import HttpRequest
+from django.core.exceptions import ValidationError
+from django.db import models
+from django.http import HttpRequest, HttpResponse
 
-from fleet import audit
-from fleet.models import Membership
-from fleet.querysets import ScopedQuerySet, site_of
+from fleet.admin.audited import AuditedAdmin
+from fleet.models import Membership, Site
+from fleet.querysets import ScopedQuerySet
 from fleet.roles import Right, roles_with
 
-M = TypeVar("M", bound=models.Model)
-
-
 if TYPE_CHECKING:
-    _ModelAdmin = admin.ModelAdmin
+    ModelChoiceField = forms.ModelChoiceField
 else:
 
-    class _ModelAdmin(admin.ModelAdmin):
+    class ModelChoiceField(forms.ModelChoiceField):
         """Django's, which knows no type parameters while it runs."""
 
         def __class_getitem__(cls, _: object) -> type:
             return cls
+
+
+M = TypeVar("M", bound=models.Model)
 
 
 def holds(person: User | AnonymousUser, right: Right) -> bool:
@@ -35,6 +37,24 @@ def holds(person: User | AnonymousUser, right: Right) -> bool:
     return person.is_superuser or Membership.objects.filter(user=person, role__in=roles_with(right)).exists()
 
 
+def several_sites(request: HttpRequest) -> bool:
+    """True where a name alone does not tell whose it is."""
+    return Site.objects.visible_to(request.user).count() > 1
+
+
+def edited(request: HttpRequest) -> str:
+    """The key of the row whose page was asked for; empty for a new one."""
+    match = request.resolver_match
+    return str(match.kwargs.get("object_id", "")) if match else ""
+
+
+class PlacedChoice(ModelChoiceField[Any]):
+    """Rows of several sites, each named with its site."""
+
+    def label_from_instance(self, row: Any) -> str:
+        return f"{row.site}: {row}"
+
+
 class ScopedFilter(admin.RelatedFieldListFilter):
     """A filter by another row, of those the person may see."""
 
@@ -42,11 +62,13 @@ class ScopedFilter(admin.RelatedFieldListFilter):
         rows: Any = field.remote_field.model._default_manager.all()
         if isinstance(rows, ScopedQuerySet):
             rows = rows.visible_to(request.user)
+        if getattr(rows.model, "SITE", "") == "site" and several_sites(request):
+            return [(row.pk, f"{row.site}: {row}") for row in rows.select_related("site")]
         return [(row.pk, str(row)) for row in rows]
 
 
-class ScopedAdmin(_ModelAdmin[M], Generic[M]):
-    """Shows what the person may see; lets change what their role at that row's site allows, and writes down each change.
+class ScopedAdmin(AuditedAdmin[M], Generic[M]):
+    """Shows what the person may see; lets change what their role at that row's site allows.
 
     ``change_right`` names the right that adding, changing and deleting need; None makes the page read-only.
     """
@@ -91,62 +113,43 @@ class ScopedAdmin(_ModelAdmin[M], Generic[M]):
     def has_delete_permission(self, request: HttpRequest, obj: M | None = None) -> bool:
         return self._may_change(request, obj)
 
-    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
-        """The last act of every form: what it changed goes into the audit log, in the transaction that changes it."""
-        super().save_related(request, form, formsets, change)
-        row = form.instance
-        was = {name: _plain(form.initial.get(name)) for name in form.changed_data} if change else {}
-        now = {name: _plain(form.cleaned_data.get(name)) for name in form.changed_data}
-        parts = {formset.model._meta.verbose_name_plural: _parts(formset) for formset in formsets}
-        parts = {str(name): part for name, part in parts.items() if part}
-        if now or parts or not change:
-            _record(
-                request, row, "edited" if change else "added", was=was, now=now, **({"parts": parts} if parts else {})
-            )
+    def get_readonly_fields(self, request: HttpRequest, obj: M | None = None) -> Any:
+        """A row stays at the site it was made for: what hangs on it would stay behind."""
+        fixed = [self._parent()] if obj is not None and self._parent() not in ("", "pk") else []
+        return [*super().get_readonly_fields(request, obj), *fixed]
 
-    @transaction.atomic
-    def delete_model(self, request: HttpRequest, obj: M) -> None:
-        _record(request, obj, "deleted")
-        super().delete_model(request, obj)
-
-    @transaction.atomic
-    def delete_queryset(self, request: HttpRequest, queryset: models.QuerySet[M]) -> None:
-        for row in queryset:
-            _record(request, row, "deleted")
-        super().delete_queryset(request, queryset)
+    def response_action(
+        self, request: HttpRequest, queryset: models.QuerySet[Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse | None:
+        """Refuse chosen rows that cannot be rows; Django would ask the database for them and fall."""
+        try:
+            for key in request.POST.getlist(ACTION_CHECKBOX_NAME):
+                self.opts.pk.run_validators(self.opts.pk.to_python(key))
+        except ValidationError:
+            self.message_user(request, "What was chosen is not in this list.", messages.WARNING)
+            return None
+        return super().response_action(request, queryset, *args, **kwargs)
 
     def formfield_for_foreignkey(
         self, db_field: models.ForeignKey[Any, Any], request: HttpRequest, **kwargs: Any
     ) -> "ModelChoiceField[Any] | None":
         """Offer only rows the person may use, so that nothing can be moved to or taken from another site."""
         related: Any = db_field.remote_field.model._default_manager.all()
-        if isinstance(related, ScopedQuerySet) and "queryset" not in kwargs:
-            kwargs["queryset"] = related.visible_to(request.user, self._right_to_refer(db_field))
+        if isinstance(related, ScopedQuerySet):
+            rows = kwargs.pop("queryset", related).visible_to(request.user, self._right_to_refer(db_field))
+            if getattr(related.model, "SITE", "") == "site":
+                rows = rows.select_related("site")
+                kwargs["form_class"] = PlacedChoice if several_sites(request) else ModelChoiceField
+            kwargs["queryset"] = rows
+            kwargs["error_messages"] = {
+                "invalid_choice": "Choose one of these: that one belongs to another site, or is gone."
+            }
         return super().formfield_for_foreignkey(db_field, request, **kwargs)
 
     def _right_to_refer(self, field: models.ForeignKey[Any, Any]) -> Right:
         """To put a row at a site or under a parent one needs the right to change there; else to see is enough."""
-        parent = str(getattr(self.model, "SITE", "")).partition("__")[0]
-        return self.change_right if self.change_right and field.name == parent else Right.VIEW
+        return self.change_right if self.change_right and field.name == self._parent() else Right.VIEW
 
-
-def _record(request: HttpRequest, row: models.Model, what: str, **detail: Any) -> None:
-    audit.record(f"{row._meta.model_name}.{what}", row, site=site_of(row), actor=request.user, **detail)
-
-
-def _parts(formset: Any) -> dict[str, list[str]]:
-    """The rows of an inline that a form added, changed or deleted, in words."""
-    done = {
-        "added": [str(row) for row in formset.new_objects],
-        "changed": [f"{row}: {', '.join(names)}" for row, names in formset.changed_objects],
-        "deleted": [str(row) for row in formset.deleted_objects],
-    }
-    return {what: rows for what, rows in done.items() if rows}
-
-
-def _plain(value: Any) -> str | int | None:
-    """A form's value as JSON; a long text (a hook, a file) by its beginning."""
-    if value is None or isinstance(value, bool | int):
-        return value
-    text = str(value)
-    return text if len(text) <= 500 else f"{text[:500]}… ({len(text)} characters)"
+    def _parent(self) -> str:
+        """The field by which a row reaches its site."""
+        return str(getattr(self.model, "SITE", "")).partition("__")[0]

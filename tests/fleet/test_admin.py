@@ -149,7 +149,7 @@ def test_a_recipes_files_and_hooks_are_part_of_its_edit(world: World) -> None:
     assert file.content == "Welcome"
     [entry] = AuditEntry.objects.filter(action="image.edited")
     [part] = entry.detail["parts"].values()
-    assert part["changed"][0].endswith(": content")
+    assert part["changed"] == [{"row": "/etc/motd", "was": {"content": "Hello"}, "now": {"content": "Welcome"}}]
 
 
 def test_clients_are_admitted_and_retired_in_bulk(world: World) -> None:
@@ -168,6 +168,9 @@ def test_a_class_of_another_site_cannot_be_chosen(world: World) -> None:
     form = {"seat": "A1", "name": "pc-01", "admission": "in-service", "client_class": kiosk.pk}
     page = as_(world.mallory).post(f"/admin/fleet/client/{client.pk}/change/", form)
     assert page.status_code == 200
+    assert "that one belongs to another site" in page.content.decode()
+    new = {"site": world.clubroom.pk, "mac": "52:54:00:00:00:09", "name": "x"}
+    page = as_(world.mallory).post("/admin/fleet/client/add/", form | new)
     assert "The class belongs to another site." in page.content.decode()
     page = as_(world.mallory).get(f"/admin/fleet/site/{world.clubroom.pk}/change/")
     assert kiosk not in page.context["adminform"].form.fields["default_class"].queryset
@@ -176,10 +179,13 @@ def test_a_class_of_another_site_cannot_be_chosen(world: World) -> None:
 def test_a_site_admin_makes_no_other_site_and_gives_roles_at_their_own_only(world: World) -> None:
     mallory = as_(world.mallory)
     assert mallory.get("/admin/fleet/site/add/").status_code == 403
-    form = {"user": world.mallory.pk, "site": world.clubroom.pk, "role": "site-admin"}
+    form = {"user": "mallory", "site": world.clubroom.pk, "role": "site-admin"}
     assert mallory.post("/admin/fleet/membership/add/", form).status_code == 200
     assert not Membership.objects.filter(user=world.mallory, site=world.clubroom).exists()
-    form = {"user": world.vera.pk, "site": world.school.pk, "role": "viewer"}
+    form = {"user": "vera", "site": world.school.pk, "role": "viewer"}
+    page = mallory.post("/admin/fleet/membership/add/", form | {"user": "nobody"})
+    assert "Nobody is called nobody." in page.content.decode()
+    assert "vera" not in mallory.get("/admin/fleet/membership/add/").content.decode(), "names of others are theirs"
     assert mallory.post("/admin/fleet/membership/add/", form).status_code == 302
     assert Membership.objects.filter(user=world.vera, site=world.school, role="viewer").exists()
 
