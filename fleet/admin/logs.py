@@ -20,6 +20,12 @@ from fleet.models import AuditEntry
 M = TypeVar("M", bound=models.Model)
 
 
+def pretty(content: object) -> SafeString:
+    """JSON to be read by people."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True)
+    return format_html('<pre class="detail">{}</pre>', text)
+
+
 class LogAdmin(ScopedAdmin[M]):
     """Nothing here is added, changed or deleted; what the filters leave can be taken home as CSV or JSON lines."""
 
@@ -67,5 +73,4 @@ class AuditEntryAdmin(LogAdmin[AuditEntry]):
 
     @admin.display(description="detail")
     def details(self, entry: AuditEntry) -> SafeString:
-        text = json.dumps(entry.detail, indent=2, ensure_ascii=False, sort_keys=True)
-        return format_html('<pre class="detail">{}</pre>', text)
+        return pretty(entry.detail)
