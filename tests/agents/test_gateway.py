@@ -139,7 +139,7 @@ def test_bye_ends_the_poll_and_shows_the_client_off_for_good(room: Room) -> None
         assert other.post("/agent/v1/bye", {"reason": "poweroff"}).status == 204
     assert visitor.reply().status == 204
     assert state(session) == (SessionStatus.CLOSED, ClientState.OFF)
-    time.sleep(4)  # a sweep
+    time.sleep(3.2)  # a sweep
     assert state(session) == (SessionStatus.CLOSED, ClientState.OFF)
 
 
