@@ -1,7 +1,16 @@
 from django.apps import AppConfig
+from django.contrib.admin import apps as admin
+
+
+class FleetAdminConfig(admin.AdminConfig):
+    """Django's admin with our site."""
+
+    default = False
+    default_site = "fleet.admin_site.FleetAdminSite"
 
 
 class FleetConfig(AppConfig):
+    default = True
     name = "fleet"
     verbose_name = "Sites and clients"
 

@@ -54,7 +54,7 @@ INSTALLED_APPS = [
     "fleet",
     "rest_framework",
     "drf_spectacular",
-    "django.contrib.admin",
+    "fleet.apps.FleetAdminConfig",  # django.contrib.admin with our site
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
