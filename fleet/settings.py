@@ -130,6 +130,15 @@ CELERY_BEAT_SCHEDULE_FILENAME = str(DATA / "clock.schedule")
 CELERY_BEAT_SCHEDULE = {
     "agents": {"task": "agents.tasks.tick", "schedule": 2.0, "options": {"expires": 2}},
     "orders": {"task": "agents.tasks.send_due", "schedule": 5.0, "options": {"expires": 5}},
+    **{
+        f"alive-{queue}": {
+            "task": "fleet.tasks.say_alive",
+            "schedule": 10.0,
+            "args": [queue],
+            "options": {"expires": 10, "queue": queue},
+        }
+        for queue in ("default", "sender", "builds")
+    },
     "builds": {"task": "images.tasks.tick", "schedule": 10.0, "options": {"expires": 10, "queue": "default"}},
 }
 CELERY_TIMEZONE = "UTC"
@@ -138,6 +147,7 @@ LANGUAGE_CODE = "en-gb"
 TIME_ZONE = "UTC"
 USE_TZ = True
 USE_I18N = False
+FORMAT_MODULE_PATH = "fleet.formats"
 
 STATIC_URL = "/static/"
 STATIC_ROOT = DATA / "static"

@@ -84,7 +84,7 @@ class OrderedClientAdmin(ClientAdmin):
             "reason": reason,
             "checkbox": ACTION_CHECKBOX_NAME,
         }
-        return TemplateResponse(request, "admin/agents/ask.html", context, status=400 if problem else 200)
+        return TemplateResponse(request, "admin/agents/ask.html", context)
 
     def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         client: Client | None = context.get("original")

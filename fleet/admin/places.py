@@ -55,7 +55,7 @@ class MembershipForm(_ModelForm):
     """Asks for the person by name: a list of all accounts would tell each site who belongs to the others."""
 
     user = forms.CharField(
-        label="person", max_length=150, help_text="The user name. Whoever runs the server makes the accounts."
+        label="Person", max_length=150, help_text="The user name. Whoever runs the server makes the accounts."
     )
 
     def clean_user(self) -> User:

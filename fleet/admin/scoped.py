@@ -141,6 +141,8 @@ class ScopedAdmin(AuditedAdmin[M], Generic[M]):
                 rows = rows.select_related("site")
                 kwargs["form_class"] = PlacedChoice if several_sites(request) else ModelChoiceField
             kwargs["queryset"] = rows
+            if db_field.name == self._parent() and not db_field.null and rows.count() == 1:
+                kwargs["empty_label"] = None  # nothing to choose, so nothing to forget
             kwargs["error_messages"] = {
                 "invalid_choice": "Choose one of these: that one belongs to another site, or is gone."
             }

@@ -194,7 +194,7 @@ def test_a_site_with_a_history_is_not_deleted_but_explained(world: World) -> Non
     audit.record("test", "x", site=world.clubroom, actor="x")
     root = User.objects.create_superuser("root")
     page = as_(root).post(f"/admin/fleet/site/{world.clubroom.pk}/delete/", {"post": "yes"})
-    assert "Cannot delete site" in page.content.decode()
+    assert "Its audit log is evidence." in page.content.decode()
     assert Site.objects.filter(pk=world.clubroom.pk).exists()
 
 
