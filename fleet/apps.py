@@ -15,5 +15,5 @@ class FleetConfig(AppConfig):
     verbose_name = "Sites and clients"
 
     def ready(self) -> None:
-        from fleet import logins  # noqa: F401 - its receivers
+        from fleet import checks, logins  # noqa: F401 - its checks and receivers
         from fleet.api import schema  # noqa: F401 - registers itself

@@ -7,9 +7,11 @@ from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularAPIView
 
 from fleet.api.problems import NoResource
+from fleet.health import healthz
 from fleet.logins import LoginForm
 
 urlpatterns = [
+    path("healthz", healthz, name="healthz"),
     path("login/", auth.LoginView.as_view(authentication_form=LoginForm), name="login"),
     path("logout/", auth.LogoutView.as_view(), name="logout"),
     # One door, with one look and one lock.
