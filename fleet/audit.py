@@ -10,16 +10,20 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 from django.apps import apps
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.db import models, transaction
+from django.db.models import Exists, OuterRef
+from django.db.models.functions import Cast
 from django.utils import timezone
 
 from fleet.models import AuditEntry, AuditHead, Site
 
 EVERYWHERE = "everywhere"
+CHUNK = 500
 Actor = AbstractBaseUser | AnonymousUser | str | None
 
 
@@ -126,7 +130,7 @@ def verify(site: Site | None = None) -> Iterator[Fault]:
 
 def _verify_chain(chain: str, head: AuditHead | None) -> Iterator[Fault]:
     expected, previous, last = 1, "", 0
-    for entry in AuditEntry.objects.filter(chain=chain).order_by("sequence").iterator(chunk_size=500):
+    for entry, sealed in _with_sealed(AuditEntry.objects.filter(chain=chain).order_by("sequence")):
         if entry.sequence != expected:
             missing = f"#{expected}" if entry.sequence == expected + 1 else f"#{expected} to #{entry.sequence - 1}"
             yield Fault(chain, entry.sequence, f"{missing} before it is missing.")
@@ -139,7 +143,7 @@ def _verify_chain(chain: str, head: AuditHead | None) -> Iterator[Fault]:
         if entry.digest != _digest(entry):
             yield Fault(chain, entry.sequence, f"was changed since it was written ({entry.action} {entry.subject}).")
         if entry.subject_seal:
-            yield from _verify_seal(entry)
+            yield from _verify_seal(entry, sealed)
         expected, previous, last = entry.sequence + 1, entry.digest, entry.sequence
     if head is None:
         yield Fault(chain, last, "has no recorded end: the head of the chain was removed.")
@@ -151,8 +155,24 @@ def _verify_chain(chain: str, head: AuditHead | None) -> Iterator[Fault]:
         )
 
 
-def _verify_seal(entry: AuditEntry) -> Iterator[Fault]:
-    row = apps.get_model(entry.subject_type)._default_manager.filter(pk=entry.subject_id).first()
+def _with_sealed(entries: models.QuerySet[AuditEntry]) -> Iterator[tuple[AuditEntry, models.Model | None]]:
+    """Each entry with the row it seals, if it seals one and that is there; two queries for CHUNK entries."""
+    every = entries.iterator(chunk_size=CHUNK)
+    while chunk := list(islice(every, CHUNK)):
+        wanted: dict[str, list[str]] = {}
+        for entry in chunk:
+            if entry.subject_seal:
+                wanted.setdefault(entry.subject_type, []).append(entry.subject_id)
+        rows = {
+            (label, str(pk)): row
+            for label, keys in wanted.items()
+            for pk, row in apps.get_model(label)._default_manager.in_bulk(keys).items()
+        }
+        for entry in chunk:
+            yield entry, rows.get((entry.subject_type, entry.subject_id))
+
+
+def _verify_seal(entry: AuditEntry, row: models.Model | None) -> Iterator[Fault]:
     if row is None:
         yield Fault(entry.chain, entry.sequence, f"the {entry.subject_type} {entry.subject_id} it seals was removed.")
     elif not isinstance(row, Sealed) or _sha256(row.sealed()) != entry.subject_seal:
@@ -163,10 +183,7 @@ def _unsealed(model: type[models.Model], site: Site | None) -> Iterator[Fault]:
     """Rows that no entry seals: they were inserted behind the log's back."""
     rows = model._default_manager.all() if site is None else model._default_manager.filter(site=site)
     label = model._meta.label
-    for row in rows.order_by("pk").iterator(chunk_size=500):
-        if not AuditEntry.objects.filter(subject_type=label, subject_id=str(row.pk)).exclude(subject_seal="").exists():
-            yield Fault(
-                f"site-{getattr(row, 'site_id', '')}",
-                0,
-                f"the {label} {row.pk} has no entry: it was inserted.",
-            )
+    entry = AuditEntry.objects.filter(subject_type=label, subject_id=OuterRef("key")).exclude(subject_seal="")
+    inserted = rows.annotate(key=Cast("pk", models.CharField(max_length=40))).exclude(Exists(entry))
+    for row in inserted.order_by("pk").iterator(chunk_size=CHUNK):
+        yield Fault(f"site-{getattr(row, 'site_id', '')}", 0, f"the {label} {row.pk} has no entry: it was inserted.")

@@ -1,10 +1,15 @@
+import json
+from pathlib import Path
+
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection, transaction
 from django.test import Client as Browser
+from pytest_django import DjangoAssertNumQueries
 
 from fleet import audit
 from fleet.models import AuditEntry
+from tests.agents.restores import make_restore
 from tests.world import World, make_client
 
 
@@ -55,3 +60,32 @@ def test_the_board_shows_ones_own_site_only(world: World, client: Browser) -> No
     assert client.get("/sites/clubroom/").status_code == 200
     client.force_login(world.mallory)
     assert client.get("/sites/clubroom/").status_code == 404
+
+
+def test_a_million_entries_would_cost_two_queries_for_each_five_hundred(
+    world: World, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    for _ in range(30):
+        audit.record("test", "thing", site=world.clubroom, actor=world.vera)
+    make_restore(world, make_client(world.clubroom))
+    with django_assert_max_num_queries(8):
+        assert list(audit.verify(world.clubroom)) == []
+
+
+def test_the_log_is_written_out_and_no_file_is_overwritten(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries(world)
+    restore = make_restore(world, make_client(world.clubroom))
+    call_command("audit", "export", "--site", "clubroom", "--format", "jsonl")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["subject"] for line in lines[:3]] == ["thing 0", "thing 1", "thing 2"]
+    out = tmp_path / "restores.csv"
+    call_command("audit", "export", "--what", "restores", "--out", str(out))
+    assert restore.after in out.read_text()
+    with pytest.raises(CommandError, match="cannot be written: File exists"):
+        call_command("audit", "export", "--what", "restores", "--out", str(out))
+    call_command("audit", "export", "--format", "jsonl", "--until", "2020-01-01")
+    assert capsys.readouterr().out == ""
+    with pytest.raises(CommandError, match=r"no site 'nowhere'; there are: .*clubroom"):
+        call_command("audit", "verify", "--site", "nowhere")

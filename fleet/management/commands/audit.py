@@ -1,28 +1,85 @@
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.apps import apps
+from django.core.management.base import BaseCommand, CommandError
+from django.db.models import Model, QuerySet
+from django.utils import timezone
 
 from fleet import audit
+from fleet.exports import WRITERS
 from fleet.models import AuditHead, Site
+
+# What can be taken out, by name: the log itself, and the rows it seals (fleet names other apps only by string).
+LOGS = {"entries": "fleet.AuditEntry", "restores": "agents.HomeRestore"}
 
 
 class Command(BaseCommand):
-    help = "Proves the audit chains: finds a row changed, removed, inserted or reordered. Exit code 1 with a fault."
+    help = "Proves the audit chains, or writes the log out as CSV or JSON lines."
 
-    def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("action", choices=["verify"])
-        parser.add_argument("--site", default="", help="slug of a site (default: all chains)")
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        commands = parser.add_subparsers(dest="action", required=True)
+        verify = commands.add_parser(
+            "verify", help="find a row changed, removed, inserted or reordered; exit code 1 with a fault"
+        )
+        export = commands.add_parser("export", help="write the log out, oldest first")
+        for command in (verify, export):
+            command.add_argument("--site", default="", help="slug of a site (default: all)")
+        export.add_argument("--what", choices=LOGS, default="entries", help="default: entries")
+        export.add_argument("--format", choices=WRITERS, default="csv", help="default: csv")
+        export.add_argument("--since", type=moment, help="from this time on, as in 2026-11-01 or 2026-11-01T18:00")
+        export.add_argument("--until", type=moment, help="before this time")
+        export.add_argument("--out", type=Path, help="a new file (default: standard output)")
 
     def handle(self, *args: Any, **options: Any) -> None:
         site = None
         if options["site"]:
             site = Site.objects.filter(slug=options["site"]).first()
             if site is None:
-                raise CommandError(f"There is no site {options['site']!r}.")
+                known = ", ".join(Site.objects.values_list("slug", flat=True)) or "none yet"
+                raise CommandError(f"There is no site {options['site']!r}; there are: {known}.")
+        if options["action"] == "verify":
+            self._verify(site)
+        else:
+            self._export(site, options)
+
+    def _verify(self, site: Site | None) -> None:
         faults = list(audit.verify(site))
         for fault in faults:
             self.stdout.write(str(fault))
-        for head in AuditHead.objects.order_by("chain"):
+        heads = AuditHead.objects.order_by("chain")
+        for head in heads if site is None else heads.filter(chain=f"site-{site.pk}"):
             self.stdout.write(f"{head.chain}: {head.sequence} entries, head {head.digest}")
         if faults:
             raise CommandError(f"{len(faults)} faults.")
+
+    def _export(self, site: Site | None, options: dict[str, Any]) -> None:
+        rows: QuerySet[Any] = apps.get_model(LOGS[options["what"]])._default_manager.order_by("at", "pk")
+        limits = {"site": site, "at__gte": options["since"], "at__lt": options["until"]}
+        rows = rows.filter(**{name: value for name, value in limits.items() if value is not None})
+        fields = [field.attname for field in rows.model._meta.concrete_fields]
+        write, _ = WRITERS[options["format"]]
+        if options["out"] is None:
+            sys.stdout.writelines(write(plain(rows, fields), fields))
+            return
+        try:
+            with options["out"].open("x", encoding="utf-8", newline="") as file:
+                file.writelines(write(plain(rows, fields), fields))
+        except OSError as error:
+            raise CommandError(f"{options['out']} cannot be written: {error.strerror}.") from error
+
+
+def moment(text: str) -> datetime:
+    """A time in the server's zone unless it names one; ValueError (argparse tells it) for what is none."""
+    at = datetime.fromisoformat(text)
+    return at if at.tzinfo else timezone.make_aware(at)
+
+
+def plain(rows: QuerySet[Any], fields: list[str]) -> Iterator[dict[str, Any]]:
+    for row in rows.iterator(chunk_size=500):
+        assert isinstance(row, Model)
+        yield {field: getattr(row, field) for field in fields}
