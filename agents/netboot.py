@@ -19,6 +19,7 @@ from fleet.hardware import Adapter, parse_adapters
 from fleet.models import Admission, Client, ClientState, Site, token_hash
 from fleet.services import classify
 from fleet.transitions import move
+from images.builder.initrd import KERNEL_WORDS
 from images.models import Release
 
 RETRY_S = 10
@@ -94,7 +95,7 @@ def client_script(query: Mapping[str, str]) -> str:
     observe(client, ClientState.BOOTING)
     base = settings.GATEWAY_URL
     words = [
-        "console=tty0 console=ttyS0 quiet",
+        f"console=tty0 console=ttyS0 {KERNEL_WORDS}",
         f"fleet.server={base} fleet.mac={mac} fleet.token={token}",
         "fleet.ip=${netX/ip} fleet.netmask=${netX/netmask} fleet.router=${netX/gateway} fleet.dns=${netX/dns}",
     ]
@@ -193,6 +194,9 @@ def boot_plan(form: Mapping[str, str]) -> str:
         digest=release.version.digest,
         root=manifest["root"]["sha256"],
         root_bytes=manifest["root"]["bytes"],
+        root_hash=manifest["root_hash"],
+        root_blocks=manifest["root_blocks"],
+        check=client_class.root_check,
         plan=manifest["plan"]["sha256"],
         plan_bytes=manifest["plan"]["bytes"],
         home=release.home.sha256,

@@ -12,7 +12,7 @@ from django.shortcuts import render
 from django.urls import URLPattern, path
 from django.views.decorators.http import require_POST
 
-from fleet.admin.audited import actor, page_of
+from fleet.admin.guarded import actor, page_of
 from fleet.admin.scoped import ScopedAdmin
 from fleet.exceptions import OperatorError
 from fleet.models import ClientClass

@@ -1,5 +1,5 @@
 from fleet.models.audit import AuditEntry, AuditHead
-from fleet.models.clients import Admission, Client, ClientClass, ClientState, Colour, HardwareRule
+from fleet.models.clients import Admission, Client, ClientClass, ClientState, Colour, HardwareRule, RootCheck
 from fleet.models.logins import FailedLogin
 from fleet.models.sites import Membership, Site, UnknownHardware
 from fleet.models.tokens import ApiToken, token_hash
@@ -16,6 +16,7 @@ __all__ = [
     "FailedLogin",
     "HardwareRule",
     "Membership",
+    "RootCheck",
     "Site",
     "UnknownHardware",
     "token_hash",

@@ -23,6 +23,13 @@ class Colour(models.TextChoices):
     GREY = "grey", "Grey"
 
 
+class RootCheck(models.TextChoices):
+    """When a client compares its root with the hash of its boot plan. No block is ever used unchecked."""
+
+    READ = "read", "Each block when it is read, the rest once the client has booted"
+    WHOLE = "whole", "All of it before the client boots (some seconds more)"
+
+
 class ClientClass(models.Model):
     """What kind of station a client is: gamer, contest, kiosk. Deduced from its graphics adapter."""
 
@@ -32,6 +39,7 @@ class ClientClass(models.Model):
     slug = models.SlugField(max_length=40)
     name = models.CharField(max_length=80)
     colour = models.CharField(max_length=10, choices=Colour.choices, default=Colour.BLUE)
+    root_check = models.CharField("check of the root", max_length=5, choices=RootCheck.choices, default=RootCheck.READ)
     root_percent = models.PositiveSmallIntegerField(
         "root size",
         default=50,
@@ -53,6 +61,7 @@ class ClientClass(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["site", "slug"], name="class_slug_unique_in_site"),
             status_constraint(Colour, "class_colour_declared", "colour"),
+            status_constraint(RootCheck, "class_root_check_declared", "root_check"),
         ]
 
     def __str__(self) -> str:

@@ -23,6 +23,7 @@ from images.builder.scratch import scratch, sweep
 from images.builder.steps import Steps
 from images.builder.store import Store
 from images.builder.tree import listing
+from images.builder.verity import seal
 
 FAMILIES = {"debian": debian}
 _FULL = ("No space left on device", "Disk quota exceeded", "don't have enough free space")
@@ -94,10 +95,13 @@ def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
                 with build.step("initrd", f"Pack the initrd for kernel {release}") as run:
                     initrd.build(tree, release, context.daemon, ready / "initrd", run)
                 packing.finish()
+            verity = seal(ready / "root")
         with build.step("store", "Put the version into the store"):
             artefacts = {part: context.store.put(ready / part) for part in PARTS}
             manifest = Manifest(
                 **artefacts,
+                root_hash=verity.root_hash,
+                root_blocks=verity.blocks,
                 home_digest=home_digest,
                 kernel_release=release,
                 packages=packages,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import os
 import re
 import shutil
 import struct
@@ -27,10 +28,14 @@ DIRECTORIES = (
 )  # fmt: skip
 # What our scripts call. The kernel itself calls /sbin/modprobe for protocols and PHY drivers.
 APPLETS = (
-    "cat", "chmod", "chown", "cp", "cpio", "cut", "grep", "ip", "kill", "ln", "mkdir", "modprobe", "mount",
-    "reboot", "rm", "setsid", "sh", "sha256sum", "sleep", "stat", "switch_root", "sync", "timeout", "tr",
+    "cat", "chmod", "chown", "chroot", "cp", "cpio", "cut", "dd", "grep", "ip", "kill", "ln", "losetup", "mkdir",
+    "modprobe", "mount", "reboot", "rm", "setsid", "sh", "sha256sum", "sleep", "stat", "switch_root", "sync", "timeout", "tr",
     "udhcpc", "uname", "usleep", "wget",
 )  # fmt: skip
+# For the kernel that starts it. Its algorithms were tested by those who built it; at each boot that costs more than a second
+# (cryptomgr's tests, and crypto_kdf108_init, which is nothing but one).
+KERNEL_WORDS = "quiet cryptomgr.notests initcall_blacklist=crypto_kdf108_init"
+_LIBRARY = re.compile(r"(/\S+) \(0x")  # of ldd: libm.so.6 => /lib/…/libm.so.6 (0x00007f…), or the loader alone
 _FIRMWARE = re.compile(rb"\0firmware=([!-~]+)\0")
 
 
@@ -135,11 +140,27 @@ def _pack_programs(archive: Archive, run: Runner) -> None:
     for applet in APPLETS:
         archive.symlink(f"bin/{applet}", "busybox")
     archive.symlink("sbin/modprobe", "../bin/busybox")
+    _pack_dmsetup(archive, run)
     for script in sorted(SCRIPTS.iterdir()):
         if script.name == "init":
             archive.file("init", script, 0o755)
         elif script.name != "modules" and not script.name.startswith("."):
             archive.file(f"fleet/{script.name}", script, 0o755 if script.read_bytes()[:2] == b"#!" else 0o644)
+
+
+def _pack_dmsetup(archive: Archive, run: Runner) -> None:
+    """The one program that tells the kernel of a hash tree (DM_TABLE_LOAD), and the libraries it is linked with."""
+    found = shutil.which("dmsetup", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if found is None:
+        raise BuildError("The initrd needs dmsetup: install the Debian package dmsetup.")
+    files = {"bin/dmsetup": Path(found)} | {
+        path.removeprefix("/"): Path(path) for path in _LIBRARY.findall(run(["ldd", found]))
+    }
+    for name in _parents(files):
+        if name not in DIRECTORIES:
+            archive.directory(name)
+    for name, path in sorted(files.items()):
+        archive.file(name, path.read_bytes(), 0o755)
 
 
 def _is_static(program: Path) -> bool:

@@ -21,9 +21,11 @@ class Manifest:
 
     kernel: Artefact
     initrd: Artefact
-    root: Artefact  # squashfs, what clients mount at /.ro
+    root: Artefact  # squashfs with its hash tree behind it, what clients mount at /.ro
     plan: Artefact  # cpio newc, what clients unpack into their tmpfs
     home: Artefact  # squashfs of the user's home
+    root_hash: str  # of the hash tree (images/builder/verity.py)
+    root_blocks: int  # of 4096 bytes, before the hash tree
     home_digest: str  # tree digest (docs/protocol.md) of the home
     kernel_release: str
     packages: tuple[Package, ...]

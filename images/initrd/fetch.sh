@@ -1,5 +1,5 @@
 # shellcheck shell=sh disable=SC2034,SC2154 # its variables come from init or go there
-# Fetches artefacts by their digest. Reads: server.
+# Fetches artefacts by their digest. Reads: server, the plan_* variables.
 
 # room BYTES: make /run big enough for what is fetched into it, and leave a fifth of the memory for the rest.
 room() {
@@ -23,6 +23,37 @@ fetch() {
         say "The $1 that came is not the one of the boot plan (sha256 ${digest%% *}), round $round of 2."
     done
     fail verify digest-mismatch "The $1 of $plan_version is damaged on its way or on the server: sha256 is ${digest%% *}, not $2."
+}
+
+# root: the share is at /dev/dm-0 (the first mapped device of this PC), which gives out no block whose hash is not the plan's. With check=whole all of
+# them are read before anything is mounted; otherwise /fleet/scrub does that when the PC has booted.
+root() {
+    for round in 1 2; do
+        download root "$server/store/$plan_root" "$plan_root_bytes" /run/fleet/root.squashfs
+        losetup -r /dev/loop0 /run/fleet/root.squashfs || fail root other "There is no loop device."
+        dmsetup --noudevsync --noudevrules create root --readonly --table "0 $((plan_root_blocks * 8)) verity 1 \
+/dev/loop0 /dev/loop0 4096 4096 $plan_root_blocks $plan_root_blocks sha256 $plan_root_hash - 1 check_at_most_once" \
+            >/run/fleet/answer 2>&1 || fail root mount "The root's hash tree could not be set up: $(cat /run/fleet/answer)"
+        # The first block is the squashfs's own: it is read here so that a wrong root is named, not a mount that fails.
+        [ "$plan_check" = whole ] && count='' || count=count=1
+        # shellcheck disable=SC2086 # nothing, or one word
+        ! dd if=/dev/dm-0 of=/dev/null bs=1M $count 2>/run/fleet/answer || return 0
+        intact && fail root other "The root cannot be read: $(cat /run/fleet/answer)"
+        dmsetup --noudevsync --noudevrules remove root
+        losetup -d /dev/loop0
+        rm /run/fleet/root.squashfs
+        say "The root that came is not the one of the boot plan (sha256 of a block), round $round of 2."
+    done
+    damaged
+}
+
+damaged() {
+    fail verify digest-mismatch "The root of $plan_version is damaged on its way or on the server: a block has another sha256."
+}
+
+# intact: no block with another hash was met yet (device-mapper's own word for it: V or C, valid or corrupt).
+intact() {
+    case $(dmsetup status root) in *C) return 1 ;; esac
 }
 
 # download WHAT URL BYTES FILE: resumes what was broken off; gives up after six tries that brought nothing.

@@ -88,6 +88,9 @@ read_plan() {
             version) plan_version=$value ;;
             root) plan_root=$value ;;
             root_bytes) plan_root_bytes=$value ;;
+            root_hash) plan_root_hash=$value ;;
+            root_blocks) plan_root_blocks=$value ;;
+            check) plan_check=$value ;;
             plan) plan_plan=$value ;;
             plan_bytes) plan_plan_bytes=$value ;;
             home) plan_home=$value ;;
@@ -102,10 +105,10 @@ read_plan() {
 # check_plan: these values become paths, sizes and URLs.
 check_plan() {
     [ "$plan_protocol" = 1 ] || bad_plan protocol
-    for value in "$plan_root_bytes" "$plan_plan_bytes" "$plan_home_bytes" "$plan_tmpfs_percent" "$plan_home_percent"; do
+    for value in "$plan_root_bytes" "$plan_root_blocks" "$plan_plan_bytes" "$plan_home_bytes" "$plan_tmpfs_percent" "$plan_home_percent"; do
         case $value in '' | *[!0-9]*) bad_plan "a number" ;; esac
     done
-    for value in "$plan_root" "$plan_plan" "$plan_home"; do
+    for value in "$plan_root" "$plan_root_hash" "$plan_plan" "$plan_home"; do
         case $value in *[!0-9a-f]*) bad_plan "a digest" ;; esac
         [ ${#value} -eq 64 ] || bad_plan "a digest"
     done

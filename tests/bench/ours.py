@@ -9,8 +9,10 @@ from pathlib import Path
 from images.builder import store as stores
 from images.builder.__main__ import DAEMON, Terminal
 from images.builder.director import Context, build
+from images.builder.initrd import KERNEL_WORDS
 from images.builder.manifest import Manifest
 from images.builder.recipe import Recipe, RecipeFile
+from images.builder.verity import Verity
 from tests.bench import guest
 from tests.bench.peers.tree import GUEST, MEASURE, SUITE
 from tests.bench.report import progress
@@ -18,6 +20,7 @@ from tests.initrd.gateway import Gateway, Version
 
 # What iPXE adds to the command line: the lease the firmware got (here: QEMU's user network).
 LEASE = "fleet.ip=10.0.2.15 fleet.netmask=255.255.255.0 fleet.router=10.0.2.2 fleet.dns=10.0.2.3"
+WORDS = f"{LEASE} {KERNEL_WORDS}"
 _SOURCES = Path(__file__).resolve().parents[2]
 
 
@@ -46,9 +49,10 @@ def boot(cache: Path, version: Path, name: str, log: Path) -> guest.Measured:
     """Boot the version of the manifest file `version`, whose artefacts are in the cache."""
     store = stores.Store(cache / "store")
     manifest = Manifest.from_dict(json.loads(version.read_text()))
+    verity = Verity(manifest.root_hash, manifest.root_blocks)
     path = {part: store.require(artefact) for part, artefact in manifest.artefacts().items()}
-    served = Version(path["kernel"], path["initrd"], path["root"], path["plan"], path["home"])
+    served = Version(path["kernel"], path["initrd"], path["root"], path["plan"], path["home"], verity, check="read")
     with Gateway(served) as gateway:
         gateway.command_line = ""
-        append = gateway.append(f"http://{guest.HOST}:{gateway.port}", guest.MAC, LEASE)
+        append = gateway.append(f"http://{guest.HOST}:{gateway.port}", guest.MAC, WORDS)
         return guest.boot(name, guest.Boot(path["kernel"], path["initrd"], append), log)

@@ -13,6 +13,7 @@ import pytest
 from images.builder import rootplan
 from images.builder.recipe import Recipe
 from images.builder.tree import listing
+from images.builder.verity import Verity, seal
 from images.builder.volatile import DEBIAN
 from tests.builder.images import built_image
 from tests.initrd.gateway import Answer, Gateway, Version
@@ -41,7 +42,14 @@ def image() -> Version:
     """A whole Debian image, whose serial console has a root shell."""
     manifest, store = built_image(RECIPE)
     path = {name: store.path(part.sha256) for name, part in manifest.artefacts().items()}
-    return Version(path["kernel"], path["initrd"], path["root"], path["plan"], path["home"])
+    return Version(
+        path["kernel"],
+        path["initrd"],
+        path["root"],
+        path["plan"],
+        path["home"],
+        Verity(manifest.root_hash, manifest.root_blocks),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +72,8 @@ def small(image: Version, tmp_path_factory: pytest.TempPathFactory) -> Version:
     for source, name in ((tree, "root"), (home, "home-squashfs")):
         packing = ["mksquashfs", str(source), str(work / name), "-quiet", "-no-progress", "-noappend"]
         subprocess.run(packing, check=True, capture_output=True)
-    return Version(image.kernel, image.initrd, work / "root", work / "plan", work / "home-squashfs")
+    verity = seal(work / "root")
+    return Version(image.kernel, image.initrd, work / "root", work / "plan", work / "home-squashfs", verity)
 
 
 class Booting(Protocol):

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from images.builder.verity import Verity
+
 BEARER = "b" * 64
 CLIENT = "0f8fad5b-d9cb-469f-a165-70867728950e"
 
@@ -29,7 +31,9 @@ class Version:
     root: Path
     plan: Path
     home: Path
+    verity: Verity
     user: str = "player"
+    check: str = "whole"
     digests: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -50,6 +54,9 @@ class Version:
             "home_digest": "e" * 64,
             "user": self.user,
             "uid": "1000",
+            "root_hash": self.verity.root_hash,
+            "root_blocks": str(self.verity.blocks),
+            "check": self.check,
             "tmpfs_percent": "50",
             "home_percent": "50",
             "command_keys": "k1:" + "A" * 43 + "=",
@@ -73,7 +80,8 @@ class Gateway:
     """Listens on a free port of the loopback. `plans` are the answers in turn, the last one for ever.
 
     `spoil` maps an artefact's digest to what its next downloads suffer, in turn: a number is the status to
-    answer with, "cut" breaks off after half of what was asked for, "bend" changes one byte, "short" leaves
+    answer with, "cut" breaks off after half of what was asked for, "bend" changes the last byte, "middle" one in
+    the middle, "short" leaves
     out the end for good, and "slow" stops for ever in the middle. When the list is used up, it serves well.
     """
 
@@ -202,23 +210,23 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(size - start))
         self.end_headers()
         end = start + (size - start) // 2 if fault in ("cut", "slow") else size
-        self._copy(path, start, end, bend=fault == "bend")
+        self._copy(path, start, end, {"bend": size - 1, "middle": size // 2}.get(str(fault)))
         if fault == "slow":
             self.wfile.flush()
             self.owner.come.wait()
         if fault in ("cut", "slow"):
             self.close_connection = True
 
-    def _copy(self, path: Path, start: int, end: int, bend: bool) -> None:
+    def _copy(self, path: Path, start: int, end: int, bend: int | None) -> None:
         with path.open("rb") as file:
             file.seek(start)
             left = end - start
             try:
                 while left:
-                    block = file.read(min(left, 1 << 18))
+                    at, block = end - left, bytearray(file.read(min(left, 1 << 18)))
                     left -= len(block)
-                    if bend and not left:
-                        block = block[:-1] + bytes([block[-1] ^ 1])
+                    if bend is not None and at <= bend < at + len(block):
+                        block[bend - at] ^= 1
                     self.wfile.write(block)
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,29 @@ def test_a_pc_boots_from_the_network_into_its_image(image: Version, tmp_path: Pa
         assert (tmp_path / "screen.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
         pc.console.send("systemctl poweroff\n")
         pc.wait_off(90)
+
+
+def test_a_root_bent_where_nothing_was_read_is_found_once_the_pc_has_booted(image: Version) -> None:
+    """Blocks are checked when they are read, and those that no boot reads soon after: then the PC goes no further."""
+    version = replace(image, check="read")
+    with Gateway(version) as gateway, Lab(gateway.port, network="user") as lab:
+        pc = lab.pc("seat-7")
+        gateway.spoil[version.digests["root"]] = ["middle"] * 2
+        pc.boot(version.kernel, version.initrd, gateway.append(f"http://10.0.2.2:{gateway.port}", pc.mac))
+        pc.wait_for(ROOT_LOGIN, 120)
+        pc.wait_for("THIS PC CANNOT GO ON: The root of gamer-7 is damaged", 120)
+        trouble = gateway.wait_for_trouble()
+        assert (trouble["stage"], trouble["error"], trouble["mac"]) == ("verify", "digest-mismatch", pc.mac)
+        assert trouble["detail"].startswith("The root of gamer-7 is damaged: a block has another sha256")
+        pc.wait_for("Linux version", 60)
+
+
+def test_a_root_bent_where_the_boot_reads_ends_it_and_the_server_hears_of_it(image: Version) -> None:
+    """What guards the boot was left by the initrd and needs nothing of the root."""
+    version = replace(image, check="read")
+    with Gateway(version) as gateway, Lab(gateway.port, network="user") as lab:
+        pc = lab.pc("seat-7")
+        gateway.spoil[version.digests["root"]] = ["bend"] * 2
+        pc.boot(version.kernel, version.initrd, gateway.append(f"http://10.0.2.2:{gateway.port}", pc.mac))
+        trouble = gateway.wait_for_trouble(timeout_s=300)
+        assert (trouble["stage"], trouble["error"]) == ("verify", "digest-mismatch")

@@ -34,7 +34,7 @@ def modules(tmp_path: Path) -> Path:
             "kernel/sound/unwanted.ko:\n"
         ),
         "modules.softdep": "# Soft dependencies\nsoftdep r8169 pre: realtek post: unwanted\n",
-        "modules.builtin": "kernel/loop.ko\nkernel/squashfs.ko\nkernel/overlay.ko\n",
+        "modules.builtin": "kernel/loop.ko\nkernel/dm-mod.ko\nkernel/dm-verity.ko\nkernel/squashfs.ko\nkernel/overlay.ko\n",
         "modules.alias": (
             "# Aliases\n"
             "alias pci:v000010ECd00008168sv*sd*bc*sc*i* r8169\n"

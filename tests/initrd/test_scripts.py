@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from images.builder.initrd import APPLETS, SCRIPTS
+from images.builder.verity import Verity
 from tests.initrd.gateway import Version
 
 SHELL = [path for path in sorted(SCRIPTS.iterdir()) if path.suffix == ".sh" or path.read_bytes()[:2] == b"#!"]
@@ -47,7 +48,8 @@ def test_each_applet_the_scripts_call_has_a_link_and_none_is_there_for_nothing()
 def plan_text(tmp_path: Path) -> str:
     for name in ("root", "plan", "home"):
         (tmp_path / name).write_text(name)
-    return Version(tmp_path / "k", tmp_path / "i", tmp_path / "root", tmp_path / "plan", tmp_path / "home").boot_plan()
+    kernel, initrd, root, plan, home = (tmp_path / name for name in ("kernel", "initrd", "root", "plan", "home"))
+    return Version(kernel, initrd, root, plan, home, Verity("ab" * 32, 1)).boot_plan()
 
 
 def checked(plan: str) -> str:

@@ -22,6 +22,11 @@ UNITS = (
     "systemd-journal-flush.service", "systemd-pstore.service", "systemd-random-seed.service",
     "systemd-remount-fs.service", "systemd-repart.service", "systemd-update-utmp-runlevel.service",
     "sys-kernel-config.mount",
+    # For developers of kernels; and what a graphics driver or FUSE loads by itself when somebody needs it.
+    "sys-kernel-debug.mount", "sys-kernel-tracing.mount", "dev-hugepages.mount", "sys-fs-fuse-connections.mount",
+    "modprobe@drm.service",
+    # The journal hears from systemd itself what audit would tell it once more; nobody asks a client when it booted.
+    "systemd-journald-audit.socket", "systemd-update-utmp.service",
 )  # fmt: skip
 
 # Generator → the file that gives it work; "" is for those that only ever look at disks and boot loaders.
@@ -41,6 +46,23 @@ GENERATORS = {
 # PEP 552, the second word of a .pyc.
 _CHECKED_HASH = (0b11).to_bytes(4, "little")
 _UNCHECKED_HASH = (0b01).to_bytes(4, "little")
+
+# At boot udev is told of every device, and loads a driver for each, before anybody can log in. A client's login needs
+# serial consoles and keyboards, and a graphical one the graphics adapter; sound, sensors, disks and the rest come a moment later.
+_COLDPLUG_FIRST = (
+    "--subsystem-match=tty --sysname-match=ttyS* --sysname-match=hvc*",
+    "--subsystem-match=pci --attr-match=class=0x0c03*",  # USB controllers, and so keyboards
+)
+_COLDPLUG_GRAPHICAL = "--subsystem-match=pci --attr-match=class=0x03*"
+_COLDPLUG_REST = """\
+[Unit]
+Description=Drivers of the devices that no login waits for
+After=getty.target
+
+[Service]
+# Not oneshot: gettys (Type=idle) would wait for its end.
+ExecStart=/bin/sh -c 'sleep 1; udevadm trigger --type=subsystems --action=add; exec udevadm trigger --action=add'
+"""
 
 _JOURNAL = "[Journal]\nStorage=volatile\nRuntimeMaxUse=32M\n"
 
@@ -68,6 +90,7 @@ def trim(tree: Path, epoch: int) -> None:
         if not (work and _has_lines(inside.locate(tree, work))):
             _mask(tree, f"/etc/systemd/system-generators/{generator}")
     inside.write(tree, "/etc/systemd/journald.conf.d/stateless.conf", _JOURNAL)
+    _split_coldplug(tree)
     for name in EMPTIED:
         _empty(inside.locate(tree, f"/{name}"))
     for name in REMOVED:
@@ -94,6 +117,19 @@ def youngest_shipped(tree: Path, started: float) -> int:
     """
     times = (os.lstat(f"{top}/{name}").st_mtime for top, _, names in os.walk(tree) for name in names)
     return int(max((time for time in times if time < started), default=0))
+
+
+def _split_coldplug(tree: Path) -> None:
+    """Have udev load first what a login needs, and the rest when the login is there."""
+    systemd = "/etc/systemd/system"
+    graphical = os.path.lexists(tree / "etc/systemd/system/display-manager.service")
+    first = [*_COLDPLUG_FIRST, *([_COLDPLUG_GRAPHICAL] if graphical else [])]
+    lines = ["[Service]", "ExecStart=", *(f"ExecStart=-udevadm trigger --action=add {match}" for match in first)]
+    inside.write(tree, f"{systemd}/systemd-udev-trigger.service.d/stateless.conf", "\n".join(lines) + "\n")
+    inside.write(tree, f"{systemd}/coldplug-rest.service", _COLDPLUG_REST)
+    wants = inside.locate(tree, f"{systemd}/multi-user.target.wants")
+    wants.mkdir(parents=True, exist_ok=True)
+    (wants / "coldplug-rest.service").symlink_to("../coldplug-rest.service")
 
 
 def _trust_compiled(usr: Path) -> None:
