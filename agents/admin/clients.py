@@ -12,8 +12,8 @@ from django.utils.html import format_html
 
 from agents import services
 from agents.models import BootSession, Command, HomeRestore, Verb
-from fleet.admin.audited import actor, page_of
 from fleet.admin.clients import ClientAdmin
+from fleet.admin.guarded import actor, page_of
 from fleet.admin.scoped import holds
 from fleet.exceptions import OperatorError
 from fleet.models import Client

@@ -10,7 +10,7 @@ from django.utils.safestring import SafeString
 
 from agents import services
 from agents.models import Command, CommandStatus, Order
-from fleet.admin.audited import actor
+from fleet.admin.guarded import actor
 from fleet.admin.logs import pretty
 from fleet.admin.scoped import M, ScopedAdmin, holds
 from fleet.exceptions import OperatorError

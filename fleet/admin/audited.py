@@ -1,14 +1,12 @@
 """Every edit in the admin leaves an audit entry: who, which row, what was and what is. One place, for all pages."""
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from django.contrib import admin
-from django.contrib.auth.models import User
 from django.db import models, transaction
 from django.http import HttpRequest
-from django.urls import reverse
 
 from fleet import audit
+from fleet.admin.guarded import GuardedAdmin, actor
 from fleet.models import Site
 from fleet.querysets import site_of
 
@@ -17,29 +15,7 @@ SECRETS = frozenset({"password"})
 LONGEST = 500  # characters of a value (a hook, a file) that an entry keeps
 
 
-if TYPE_CHECKING:
-    _ModelAdmin = admin.ModelAdmin
-else:
-
-    class _ModelAdmin(admin.ModelAdmin):
-        """Django's, which knows no type parameters while it runs."""
-
-        def __class_getitem__(cls, _: object) -> type:
-            return cls
-
-
-def actor(request: HttpRequest) -> User:
-    """Who asks; the admin lets nobody in who is not logged in."""
-    assert isinstance(request.user, User)
-    return request.user
-
-
-def page_of(row: models.Model) -> str:
-    """The address of the row's page."""
-    return reverse(f"admin:{row._meta.app_label}_{row._meta.model_name}_change", args=[row.pk])
-
-
-class AuditedAdmin(_ModelAdmin[M], Generic[M]):
+class AuditedAdmin(GuardedAdmin[M], Generic[M]):
     """Writes down each change in the transaction that makes it."""
 
     def save_model(self, request: HttpRequest, obj: M, form: Any, change: bool) -> None:

@@ -10,7 +10,7 @@ from django.forms import ModelChoiceField
 from django.http import HttpRequest
 
 from fleet import services
-from fleet.admin.audited import actor
+from fleet.admin.guarded import actor
 from fleet.admin.scoped import ScopedAdmin, edited
 from fleet.exceptions import OperatorError
 from fleet.hardware import adapter_name

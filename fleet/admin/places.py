@@ -42,6 +42,9 @@ class SiteAdmin(ScopedAdmin[Site]):
         """Somebody's right at one site makes no other; a superuser makes sites and gives each its first admin."""
         return isinstance(request.user, User) and request.user.is_superuser
 
+    def has_delete_permission(self, request: HttpRequest, obj: Site | None = None) -> bool:
+        return self.has_add_permission(request)
+
     def formfield_for_foreignkey(
         self, db_field: models.ForeignKey[Any, Any], request: HttpRequest, **kwargs: Any
     ) -> "ModelChoiceField[Any] | None":

@@ -3,13 +3,11 @@
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from django import forms
-from django.contrib import admin, messages
-from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib import admin
 from django.contrib.admin.utils import get_fields_from_path
 from django.contrib.auth.models import AnonymousUser, User
-from django.core.exceptions import ValidationError
 from django.db import models
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest
 
 from fleet.admin.audited import AuditedAdmin
 from fleet.models import Membership, Site
@@ -117,18 +115,6 @@ class ScopedAdmin(AuditedAdmin[M], Generic[M]):
         """A row stays at the site it was made for: what hangs on it would stay behind."""
         fixed = [self._parent()] if obj is not None and self._parent() not in ("", "pk") else []
         return [*super().get_readonly_fields(request, obj), *fixed]
-
-    def response_action(
-        self, request: HttpRequest, queryset: models.QuerySet[Any], *args: Any, **kwargs: Any
-    ) -> HttpResponse | None:
-        """Refuse chosen rows that cannot be rows; Django would ask the database for them and fall."""
-        try:
-            for key in request.POST.getlist(ACTION_CHECKBOX_NAME):
-                self.opts.pk.run_validators(self.opts.pk.to_python(key))
-        except ValidationError:
-            self.message_user(request, "What was chosen is not in this list.", messages.WARNING)
-            return None
-        return super().response_action(request, queryset, *args, **kwargs)
 
     def formfield_for_foreignkey(
         self, db_field: models.ForeignKey[Any, Any], request: HttpRequest, **kwargs: Any

@@ -12,13 +12,13 @@ from django.shortcuts import render
 from django.utils import timezone
 
 from fleet import services
+from fleet.admin.guarded import GuardedAdmin, actor
 from fleet.models import ApiToken
 
 if TYPE_CHECKING:
-    _ModelAdmin = admin.ModelAdmin[ApiToken]
     _ModelForm = forms.ModelForm[ApiToken]
 else:
-    _ModelAdmin, _ModelForm = admin.ModelAdmin, forms.ModelForm
+    _ModelForm = forms.ModelForm
 
 
 class TokenForm(_ModelForm):
@@ -44,7 +44,7 @@ class TokenForm(_ModelForm):
 
 
 @admin.register(ApiToken)
-class ApiTokenAdmin(_ModelAdmin):
+class ApiTokenAdmin(GuardedAdmin[ApiToken]):
     form = TokenForm
     list_display = ["name", "hint", "user", "read_only", "created_at", "expires_at", "last_used_at"]
     list_select_related = ["user"]
@@ -53,8 +53,7 @@ class ApiTokenAdmin(_ModelAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[ApiToken]:
         """One's own; a superuser sees, and may end, everybody's."""
         tokens = super().get_queryset(request)
-        superuser = isinstance(request.user, User) and request.user.is_superuser
-        return tokens if superuser else tokens.filter(user__username=request.user.get_username())
+        return tokens if actor(request).is_superuser else tokens.filter(user=actor(request))
 
     def has_module_permission(self, request: HttpRequest) -> bool:
         return request.user.is_authenticated
@@ -77,8 +76,7 @@ class ApiTokenAdmin(_ModelAdmin):
         return form
 
     def save_model(self, request: HttpRequest, obj: ApiToken, form: Any, change: bool) -> None:
-        assert isinstance(request.user, User)
-        made, secret = services.issue_token(request.user, **form.cleaned_data)
+        made, secret = services.issue_token(actor(request), **form.cleaned_data)
         obj.pk, obj.user, obj.hint = made.pk, made.user, made.hint
         request.META["fleet.secret"] = secret  # for the very answer to this request, see below
 
@@ -90,8 +88,7 @@ class ApiTokenAdmin(_ModelAdmin):
         return answer
 
     def delete_model(self, request: HttpRequest, obj: ApiToken) -> None:
-        assert isinstance(request.user, User)
-        services.revoke_token(obj, request.user)
+        services.revoke_token(obj, actor(request))
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[ApiToken]) -> None:
         for token in queryset:
