@@ -27,7 +27,7 @@ def move(record: Moving, to: models.TextChoices, /, **changes: Any) -> None:
     model = type(record)
     assert isinstance(record, models.Model)
     rows = model._default_manager.filter(  # type: ignore[attr-defined]
-        pk=record.pk, status__in=list(record.TRANSITIONS[to.value])
+        pk=record.pk, status__in=list(record.TRANSITIONS.get(to.value, ()))
     ).update(status=to, **changes)
     record.refresh_from_db()
     if rows == 0:

@@ -18,6 +18,12 @@ from images.builder.volatile import DEFAULTS, parse_rules
 hex_digest = RegexValidator(r"^[0-9a-f]{64}$", "A SHA-256 digest in hex.")
 
 
+class Family(models.TextChoices):
+    """Of distributions: which tools make the chroot."""
+
+    DEBIAN = "debian", "Debian"
+
+
 class Image(models.Model):
     """A recipe: what a version is built from. Editing it changes no version."""
 
@@ -34,7 +40,7 @@ class Image(models.Model):
     )
     slug = models.SlugField(max_length=40, unique=True)
     name = models.CharField(max_length=80)
-    family = models.CharField(max_length=10, choices=[("debian", "Debian")], default="debian")
+    family = models.CharField(max_length=10, choices=Family.choices, default=Family.DEBIAN)
     suite = models.CharField(max_length=30, default="bookworm")
     components = models.CharField(max_length=100, default="main", help_text="Of the archive: main contrib non-free.")
     mirror = models.CharField(max_length=200, blank=True, help_text="Of the archive. Empty: the server's own.")
@@ -51,6 +57,7 @@ class Image(models.Model):
 
     class Meta:
         ordering = ["name"]
+        constraints = [status_constraint(Family, "image_family_declared", "family")]
 
     def __str__(self) -> str:
         return self.name
