@@ -78,7 +78,7 @@ def _value(row: models.Model, field: "models.Field[Any, Any]") -> Any:
 
 def _parts(formset: Any) -> dict[str, list[Any]]:
     """The rows of an inline that a form added, changed or deleted."""
-    forms = {form.instance: form for form in formset.initial_forms}
+    forms = {id(form.instance): form for form in formset.initial_forms}  # a deleted row has no key any more
     done: dict[str, list[Any]] = {
         "added": [
             {"row": str(row), "now": _values(row, list(formset.form.base_fields))} for row in formset.new_objects
@@ -86,7 +86,7 @@ def _parts(formset: Any) -> dict[str, list[Any]]:
         "changed": [
             {
                 "row": str(row),
-                "was": {name: _plain(forms[row].initial.get(name)) for name in names},
+                "was": {name: _plain(forms[id(row)].initial.get(name)) for name in names},
                 "now": _values(row, names),
             }
             for row, names in formset.changed_objects
