@@ -78,6 +78,8 @@ def take_report(session: BootSession, report: Mapping[str, Any]) -> str:
             "report.rejected", session.client, site=session.client.site, actor="gateway", command=str(report["command"])
         )
         return "not a command of this client"
+    if command.status == CommandStatus.QUEUED:
+        return "the command was not sent yet"
     state, reason = report["state"], report["reason"]
     try:
         if state == protocol.ACCEPTED:

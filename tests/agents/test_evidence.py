@@ -38,7 +38,8 @@ def client(world: World) -> Client:
 
 def command_in(world: World, client: Client, status: CommandStatus, verb: Verb = Verb.CYCLE) -> Command:
     command = make_command(world, client, verb)
-    Command.objects.filter(pk=command.pk).update(status=status)
+    args = {} if status == QUEUED else command.args
+    Command.objects.filter(pk=command.pk).update(status=status, args=args)
     command.refresh_from_db()
     return command
 
@@ -53,7 +54,7 @@ def tell(command: Command, state: str, reason: str = "", result: object = None) 
 
 # What becomes of a cycle in a status (row) by a report (column), and "!" where the report is rejected.
 FATES = {
-    QUEUED: {"accepted": "queued!", "succeeded": "queued!", "failed": "failed", "refused": "queued!"},
+    QUEUED: dict.fromkeys(protocol.REPORTS, "queued!"),
     SENT: {"accepted": "accepted", "succeeded": "succeeded", "failed": "failed", "refused": "refused"},
     ACCEPTED: {"accepted": "accepted", "succeeded": "succeeded", "failed": "failed", "refused": "refused"},
     **{
