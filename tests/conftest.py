@@ -16,6 +16,7 @@ def django_db_modify_db_settings(tmp_path_factory: pytest.TempPathFactory) -> No
     database = settings.DATABASES["default"]
     if database["ENGINE"].endswith("sqlite3"):
         database.setdefault("TEST", {})["NAME"] = str(tmp_path_factory.mktemp("database") / "test.sqlite3")
+    database["CONN_MAX_AGE"] = None  # a connection must not end of old age in the middle of a test's transaction
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -41,18 +41,21 @@ def cluster() -> Iterator[str]:
     """A fresh cluster; yields its FLEET_DATABASE_URL."""
     programs, root = binaries(), os.geteuid() == 0
     user = pwd.getpwnam(OWNER) if root else pwd.getpwuid(os.geteuid())
-    become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--"] if root else []
+    # The kernel forgets the death signal when a process becomes somebody else, so it is set together with that. INT is
+    # PostgreSQL's fast shutdown.
+    become = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"] if root else []
+    dies = ["setpriv", *become, "--pdeathsig", "INT", "--"]
     directory = Path(tempfile.mkdtemp(prefix="fleet-postgres-"))
     try:
         shutil.chown(directory, user.pw_uid, user.pw_gid)
         initdb = [str(programs / "initdb"), "-D", str(directory / "data"), "-A", "trust", "-U", "fleet", "-E", "UTF8"]
         subprocess.run(
-            [*become, *initdb, "--locale=C.UTF-8", "--no-sync"], check=True, stdout=subprocess.DEVNULL, cwd=directory
+            [*dies, *initdb, "--locale=C.UTF-8", "--no-sync"], check=True, stdout=subprocess.DEVNULL, cwd=directory
         )
         port = free_port()
         options = [word for option in (*FAST, f"port={port}") for word in ("-c", option)]
         server = [str(programs / "postgres"), "-D", str(directory / "data"), "-k", str(directory), *options]
-        service = start([*become, *server], Path(f"{directory}.log"))
+        service = start([*dies, *server], Path(f"{directory}.log"))
         try:
             ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
             wait_for(lambda: subprocess.run(ready, check=False).returncode == 0, "PostgreSQL answers", 30)
@@ -69,9 +72,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.postgres", description=__doc__)
     parser.add_argument("command", nargs="+")
     command = parser.parse_args().command
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     with cluster() as url:
-        return subprocess.call(command, env={**os.environ, "FLEET_DATABASE_URL": url})
+        return run(command, {**os.environ, "FLEET_DATABASE_URL": url})
+
+
+def run(command: list[str], environment: dict[str, str]) -> int:
+    """The exit code of ``command``, which gets the time to tidy up when we are told to end."""
+    child = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", "--", *command], env=environment)
+    try:
+        code = child.wait()
+    except KeyboardInterrupt:  # the terminal told the command, too
+        code = child.wait()
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            try:
+                child.wait(10)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+    return code if code >= 0 else 128 - code
 
 
 if __name__ == "__main__":
