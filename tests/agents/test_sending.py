@@ -194,8 +194,11 @@ def test_a_cycle_without_a_template_fails_and_a_restart_does_not_need_one(world:
 def test_what_was_taken_back_is_not_sent(world: World, client: Client) -> None:
     boot(client)
     command = ordered(world, client)
+    read_before = Command.objects.select_related("client", "order__site").get(pk=command.pk)
     services.cancel(command, world.vera)
+    assert sending.send([read_before]) == 0
     assert sent(command).status == CommandStatus.CANCELLED
+    assert not AuditEntry.objects.filter(action="command.signed").exists()
 
 
 def test_one_that_cannot_be_sent_holds_up_no_other(world: World, client: Client) -> None:
