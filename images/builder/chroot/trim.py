@@ -60,8 +60,10 @@ Description=Drivers of the devices that no login waits for
 After=getty.target
 
 [Service]
-# Not oneshot: gettys (Type=idle) would wait for its end.
-ExecStart=/bin/sh -c 'sleep 1; udevadm trigger --type=subsystems --action=add; exec udevadm trigger --action=add'
+# Not oneshot: gettys (Type=idle) would wait for its end. Without terminals: udev sets the times of a node it meets again,
+# which would look as if somebody had typed there.
+ExecStart=/bin/sh -c 'sleep 1; udevadm trigger --type=subsystems --action=add; \\
+    exec udevadm trigger --action=add --subsystem-nomatch=tty'
 """
 
 _JOURNAL = "[Journal]\nStorage=volatile\nRuntimeMaxUse=32M\n"
