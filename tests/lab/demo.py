@@ -37,6 +37,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=BASE_DIR / "var")
     parser.add_argument("--verbose", action="store_true", help="show what every process prints")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, _interrupt)  # also where a script started it in the background, deaf to Ctrl-C
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return run(options.data.resolve(), once=options.once, verbose=options.verbose)
