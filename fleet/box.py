@@ -1,10 +1,15 @@
 """One box on one machine: settings nobody had to choose, for ``make run``, ``make demo`` and tests of the whole."""
 
+import fcntl
 import os
 import secrets
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from fleet.exceptions import OperatorError
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -50,3 +55,17 @@ def box_environment(
     system = os.environ.get("PATH", "/usr/bin:/bin")
     path = f"{Path(sys.executable).parent}:{system}:/usr/sbin:/sbin"
     return {**env, **os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "DJANGO_SETTINGS_MODULE": "fleet.settings"}
+
+
+@contextmanager
+def sole_use(data: Path) -> Iterator[None]:
+    """While it lasts no other box runs on ``data``: two would take each other's Redis away. The kernel ends it with us."""
+    with (data / "box.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OperatorError(
+                f"A server runs on {data} already.",
+                hint="End that one, or give this one a place of its own with --data.",
+            ) from None
+        yield

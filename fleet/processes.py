@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
+from fleet.exceptions import SiteError
+
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _COLOURS = (36, 32, 35, 33, 34, 31, 96)
 _GRACE_S = 10.0
@@ -61,15 +63,21 @@ class Processes:
             self._start(process)
 
     def _start(self, process: Process) -> None:
-        process.popen = subprocess.Popen(
-            process.argv,
-            env=self._env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is ours to pass on, in order
-            preexec_fn=_die_with_parent,  # prctl alone: takes no lock a thread may hold
-        )
+        try:
+            process.popen = subprocess.Popen(
+                process.argv,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is ours to pass on, in order
+                preexec_fn=_die_with_parent,  # prctl alone: takes no lock a thread may hold
+            )
+        except OSError as error:
+            raise SiteError(
+                f"{process.name} cannot be started: {process.argv[0]}: {error.strerror}.",
+                hint="`scripts/setup run` installs what is missing.",
+            ) from error
         threading.Thread(target=self._read, args=(process, process.popen), daemon=True).start()
 
     def _read(self, process: Process, popen: subprocess.Popen[bytes]) -> None:

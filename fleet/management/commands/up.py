@@ -1,14 +1,16 @@
 """``manage.py up``: everything a server needs in one terminal."""
 
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from fleet.box import BASE_DIR, box_environment
+from fleet.box import BASE_DIR, box_environment, sole_use
+from fleet.exceptions import FleetError
 from fleet.processes import Processes, printer, read_procfile
 
 
@@ -26,20 +28,34 @@ class Command(BaseCommand):
         env = box_environment(
             options["data"].resolve(), web_port=options["web_port"], gateway_port=options["gateway_port"]
         )
-        prepare(env)
-        commands = read_procfile(BASE_DIR / "Procfile", env)
-        processes = Processes(commands, env, printer(list(commands), options["quiet"]))
-        processes.start()
-        self.stdout.write(f"\n  Stateless Fleet runs at {env['FLEET_PUBLIC_URL']}")
-        self.stdout.write(f"  Clients boot from       {env['FLEET_GATEWAY_URL']}/boot/v1/start.ipxe")
-        self.stdout.write("  A first login: .venv/bin/python manage.py createsuperuser   (Ctrl-C ends everything)\n\n")
+        # Ctrl-C, a closed terminal and systemd all mean the same.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler)
         try:
+            with sole_use(Path(env["FLEET_DATA"])):
+                prepare(env)
+                self._run(env, options["quiet"])
+        except FleetError as error:
+            raise CommandError(str(error)) from None
+        except KeyboardInterrupt:
+            self.stdout.write("Ended.")
+
+    def _run(self, env: dict[str, str], quiet: bool) -> None:
+        commands = read_procfile(BASE_DIR / "Procfile", env)
+        processes = Processes(commands, env, printer(list(commands), quiet))
+        try:
+            processes.start()
+            self.stdout.write(f"\n  Stateless Fleet runs at {env['FLEET_PUBLIC_URL']}")
+            self.stdout.write(f"  Clients boot from       {env['FLEET_GATEWAY_URL']}/boot/v1/start.ipxe")
+            self.stdout.write(
+                "  A first login: .venv/bin/python manage.py createsuperuser   (Ctrl-C ends everything)\n\n"
+            )
+            self.stdout.flush()
             while True:
                 time.sleep(1)
                 processes.watch()
-        except KeyboardInterrupt:
-            self.stdout.write("\nEnding …")
         finally:
+            self.stdout.write("\nEnding …")
             processes.stop()
 
 
