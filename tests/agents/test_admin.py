@@ -1,3 +1,5 @@
+import csv
+import io
 import json
 
 import pytest
@@ -9,8 +11,9 @@ from agents import services
 from agents.admin.restores import phases_bar
 from agents.models import Command, CommandStatus, Order, Verb
 from fleet.models import AuditEntry, Client
-from tests.agents.restores import make_restore
-from tests.world import World, make_client
+from fleet.roles import Role
+from tests.agents.restores import make_restore, make_session
+from tests.world import World, make_client, member
 
 CLIENTS = "/admin/fleet/client/"
 
@@ -117,3 +120,97 @@ def test_orders_in_the_admin_are_in_the_audit_log(world: World) -> None:
     as_(world.vera).post(CLIENTS, choose(make_client(world.clubroom), confirmed="yes", reason="next player"))
     entry = AuditEntry.objects.get(action="order")
     assert (entry.actor, entry.detail["reason"]) == ("vera", "next player")
+
+
+def test_an_order_leads_back_to_the_filtered_list_and_from_a_clients_page_to_it(world: World) -> None:
+    one, two = make_client(world.clubroom), make_client(world.clubroom, "52:54:00:00:00:02", state="ready")
+    vera = as_(world.vera)
+    asked = vera.post(f"{CLIENTS}?state__exact=off", choose(one, verb="restart"))
+    assert 'name="_changelist_filters" value="state__exact=off"' in asked.content.decode()
+    confirmed = choose(one, verb="restart", confirmed="yes", reason="x", _changelist_filters="state__exact=off")
+    assert vera.post(CLIENTS, confirmed)["Location"] == f"{CLIENTS}?state__exact=off"
+    done = vera.post(CLIENTS, choose(two, verb="restart", confirmed="yes", reason="x", alone="yes"))
+    assert done["Location"] == f"{CLIENTS}{two.pk}/change/"
+
+
+def test_an_order_without_the_forms_token_is_refused(world: World) -> None:
+    strict = Browser(enforce_csrf_checks=True)
+    strict.force_login(world.vera)
+    client = make_client(world.clubroom)
+    assert strict.post(CLIENTS, choose(client, confirmed="yes", reason="x")).status_code == 403
+    assert not Order.objects.exists()
+
+
+def test_a_reason_is_at_most_200_characters_and_kept_when_it_is_not(world: World) -> None:
+    client = make_client(world.clubroom)
+    page = as_(world.vera).post(CLIENTS, choose(client, confirmed="yes", reason="x" * 201)).content.decode()
+    assert "Say it in 200 characters." in page
+    assert "x" * 201 in page
+    assert not Order.objects.exists()
+
+
+def test_a_name_is_text_wherever_it_is_shown(world: World) -> None:
+    client = make_client(world.clubroom, seat="<b>A1</b>")
+    vera = as_(world.vera)
+    for form in (choose(client), choose(client, confirmed="yes", reason="<i>why</i>")):
+        page = vera.post(CLIENTS, form, follow=True).content.decode()
+        assert "<b>A1" not in page
+        assert "&lt;b&gt;A1" in page
+    assert "<i>why" not in vera.get("/admin/agents/order/").content.decode()
+
+
+def test_a_volunteer_of_one_site_who_views_another_is_refused_there(world: World) -> None:
+    member(world.vera, world.school, Role.VIEWER)
+    client = make_client(world.school)
+    page = as_(world.vera).post(CLIENTS, choose(client, confirmed="yes", reason="x")).content.decode()
+    assert "You may not order anything of A1 (pc-01)." in page
+    assert not Order.objects.exists()
+
+
+def test_one_command_is_taken_back_once_and_by_those_who_may(world: World) -> None:
+    command = services.order("cycle", [make_client(world.clubroom)], "x", world.vera).commands.get()
+    action = {"action": "cancel", ACTION_CHECKBOX_NAME: [str(command.pk)]}
+    as_(world.mallory).post("/admin/agents/command/", action)
+    command.refresh_from_db()
+    assert command.status == CommandStatus.QUEUED
+    vera = as_(world.vera)
+    assert "is taken back." in vera.post("/admin/agents/command/", action, follow=True).content.decode()
+    command.refresh_from_db()
+    assert command.status == CommandStatus.CANCELLED
+    assert "it is cancelled" in vera.post("/admin/agents/command/", action, follow=True).content.decode()
+
+
+def test_an_order_counts_what_became_of_its_commands(world: World) -> None:
+    clients = [make_client(world.clubroom, f"52:54:00:00:00:0{number}") for number in range(1, 4)]
+    order = services.order("cycle", clients, "x", world.vera)
+    services.cancel(order.commands.all()[0], world.vera)
+    vera = as_(world.vera)
+    assert "2 queued, 1 cancelled" in vera.get("/admin/agents/order/").content.decode()
+    page = vera.get(f"/admin/agents/order/{order.pk}/change/").content.decode()
+    assert "cancelled by vera" in page
+    assert page.count("/admin/agents/command/") >= 3
+    assert 'name="_save"' not in page
+
+
+def test_a_boot_is_read_with_the_times_of_its_stages(world: World) -> None:
+    session = make_session(make_client(world.clubroom, client_class=world.gamer))
+    session.facts = {"boot_ms": {"daemon": 4200, "kernel": 910}, "cpus": 2}
+    session.save()
+    vera = as_(world.vera)
+    page = vera.get(f"/admin/agents/bootsession/{session.pk}/change/").content.decode()
+    assert "kernel 0.9 s, daemon 4.2 s" in page
+    assert session.bearer_digest not in page
+    assert (
+        vera.get(f"/admin/agents/bootsession/?bearer_digest__startswith={session.bearer_digest[0]}").status_code == 400
+    )
+    assert "4.2" in vera.get("/admin/agents/bootsession/").content.decode()
+
+
+def test_a_download_of_restores_opens_in_a_spreadsheet_as_text(world: World) -> None:
+    restore = make_restore(world, make_client(world.clubroom, seat="=1+1"))
+    text = as_(world.vera).get("/admin/agents/homerestore/export/csv/").getvalue().decode()
+    [row] = csv.DictReader(io.StringIO(text))
+    assert row["client_name"] == "'=1+1 (pc-01)"
+    assert json.loads(row["phases_ms"]) == restore.phases_ms
+    wrong = as_(world.vera).get("/admin/agents/homerestore/export/csv/?at__year=x")
+    assert wrong["Location"] == "/admin/agents/homerestore/?e=1"
