@@ -6,9 +6,10 @@ from django.contrib.auth.models import User
 from django.db.models import Q
 from django.utils import timezone
 from rest_framework.authentication import BaseAuthentication, get_authorization_header
-from rest_framework.exceptions import AuthenticationFailed, PermissionDenied
+from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
+from fleet.exceptions import Forbidden
 from fleet.models import ApiToken, token_hash
 
 _NOTED_EVERY = timedelta(minutes=1)  # a script that polls must not cost a write per request
@@ -34,7 +35,8 @@ class TokenAuthentication(BaseAuthentication):
         if token is None:
             raise AuthenticationFailed("The API token is unknown or has expired. Make a new one in the admin.")
         if token.read_only and request.method not in ("GET", "HEAD", "OPTIONS"):
-            raise PermissionDenied("This API token may only read. Make one that may write in the admin.")
+            request.user = token.user  # known, so that the audit log says who was refused
+            raise Forbidden("This API token may only read.", hint="Make one that may write in the admin.")
         if token.last_used_at is None or now - token.last_used_at > _NOTED_EVERY:
             ApiToken.objects.filter(pk=token.pk).update(last_used_at=now)
         return token.user, token
