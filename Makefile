@@ -1,6 +1,6 @@
 # Stateless Fleet. `make` prints what there is to do.
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-fast check lock clean bench-boot bench-build setup-run setup-lab setup-test setup-bench
+.PHONY: help demo run test test-fast check lock clean bench-boot bench-build bench-cycle setup-run setup-lab setup-test setup-bench
 PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -43,6 +43,8 @@ bench-boot: setup-bench ## a boot beside live-boot, LTSP and dracut
 	@$(PYTHON) -m tests.bench.boot
 bench-build: setup-bench ## a build beside plain mmdebstrap and mksquashfs
 	@$(PYTHON) -m tests.bench.build
+bench-cycle: setup-lab ## a cycle of a full home beside that of an empty one
+	@$(PYTHON) -m tests.bench.cycle
 
 lock: ## write requirements*.txt anew from pyproject.toml (needs uv)
 	uv pip compile -q pyproject.toml --generate-hashes --no-header --no-emit-index-url --annotation-style line --python-version 3.11 -o requirements.txt

@@ -54,7 +54,7 @@ class Cycle:
         self.phase("unmount")
         self.home.restore()
         self.phase("restore")
-        self.result["killed"] = killed + self.session.kill()  # cron may just have been about to
+        self.result["killed"] = killed + self.session.kill_by_uid()  # cron may just have been about to
         self.result["after"] = self.home.measure()
         self.phase("verify")
         if self.result["after"] != self.args["home_digest"]:

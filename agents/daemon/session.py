@@ -1,8 +1,9 @@
 """The user's session on this client: hold the login, kill all that is the user's, sweep up, see the next login.
 
-The login is held by freezing the cgroup of the gettys: systemd starts the next getty by itself the moment the last
-session dies, and it waits inside the frozen cgroup. Should the daemon die meanwhile the hold stays, so nobody is
-ever logged in to a home that was not restored.
+The moment the last session dies systemd starts the next getty by itself, and the user's next manager (user@.service), so
+that nobody need wait for them later. The getty is held in its cgroup, which is frozen; the manager by a file that its
+unit waits to see gone. Should the daemon die meanwhile the hold stays, so nobody is ever logged in to a home that
+was not restored.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import time
 from contextlib import suppress
 
 from .hardware import read
+from .home import attributes
 from .overlay import detach, mounts
 
 CGROUP = "/sys/fs/cgroup"
 HOLD = CGROUP + "/system.slice/system-getty.slice/cgroup.freeze"
+HELD = "/run/fleet/held"
 SESSIONS = "/run/systemd/sessions"
 KILL_S, LOGIN_S = 5.0, 30.0
 OWNS_NOTHING = 2**32 - 2  # the highest uid there is
@@ -41,19 +44,22 @@ class Session:
 
     def hold(self, held: bool) -> None:
         try:
-            with open(HOLD, "w", encoding="ascii") as freeze:
+            with open(HOLD, "w", encoding="ascii") as freeze, open(HELD, "w", encoding="ascii"):
                 freeze.write("1" if held else "0")
+            if not held:
+                os.unlink(HELD)
         except OSError as error:
             raise Stuck(f"The login cannot be held: {error}. Is getty@tty1 running?") from None
 
     def processes(self) -> set[int]:
         """Every live process with this uid as any of its four (real, effective, saved, file system)."""
-        wanted, found = str(self.uid), set()
+        wanted, found = b"%d" % self.uid, set()
         for pid in filter(str.isdigit, os.listdir("/proc")):
-            status = read(f"/proc/{pid}/status")
-            uids = status.partition("\nUid:\t")[2].partition("\n")[0]
-            if wanted in uids.split("\t") and "\nState:\tZ" not in status:
-                found.add(int(pid))
+            with suppress(OSError), open(f"/proc/{pid}/status", "rb", 0) as file:
+                status = file.read(4096)  # bytes, and no more than it takes: there are hundreds
+                uids = status.partition(b"\nUid:\t")[2].partition(b"\n")[0]
+                if wanted in uids.split(b"\t") and b"\nState:\tZ" not in status:
+                    found.add(int(pid))
         return found
 
     def members(self, cgroup: str) -> set[int]:
@@ -63,20 +69,31 @@ class Session:
     def kill(self) -> int:
         """Kill all of the user's processes; how many there were, as far as they stood still to be counted.
 
-        The slice dies as one (cgroup.kill, forks included). What escaped it (cron, at, a service) dies by uid in one
-        kill(2), during which nothing can fork away; Stuck if something outlives all that for five seconds.
+        The slice dies as one (cgroup.kill, forks included). What escaped it (cron, at, a service) dies by its uid.
         """
         victims: set[int] = set()
         end = time.monotonic() + KILL_S
-        while left := self.members(self.slice) | self.processes():
+        while left := self.members(self.slice):
             victims |= left
-            if time.monotonic() > end:
-                raise Stuck(f"Processes {sorted(left)[:9]} of {self.user} outlive SIGKILL.")
             with suppress(OSError), open(self.slice + "/cgroup.kill", "w", encoding="ascii") as kill:
                 kill.write("1")
+            self.breathe(end, left)
+        return len(victims) + self.kill_by_uid()
+
+    def kill_by_uid(self) -> int:
+        """As kill(), but only what runs as the user, by one kill(2) during which nothing can fork away."""
+        victims: set[int] = set()
+        end = time.monotonic() + KILL_S
+        while left := self.processes():
+            victims |= left
             kill_by_uid(self.uid)
-            time.sleep(0.005)
+            self.breathe(end, left)
         return len(victims)
+
+    def breathe(self, end: float, left: set[int]) -> None:
+        if time.monotonic() > end:
+            raise Stuck(f"Processes {sorted(left)[:9]} of {self.user} outlive SIGKILL.")
+        time.sleep(0.005)
 
     def sweep(self) -> None:
         """Remove what the user left outside the home. Directories only move aside: `empty_trash` is for later."""
@@ -95,6 +112,10 @@ class Session:
             found = [(entry, entry.stat(follow_symlinks=False)) for entry in os.scandir(place)]
         except OSError:
             return
+        if os.stat(place).st_uid == self.uid:  # /run/user/…, which stays
+            os.chmod(place, 0o700)
+            for name in attributes(place):
+                os.removexattr(place, name)
         aside = f"{place}/.fleet-{os.urandom(8).hex()}"
         for entry, facts in found:
             directory = entry.is_dir(follow_symlinks=False)
@@ -131,12 +152,13 @@ class Session:
         end = time.monotonic() + LOGIN_S
         self.hold(False)
         while time.monotonic() < end:
-            for session in self.logins().keys() - before.keys():
-                for pid in self.members(f"{self.slice}/session-{session}.scope"):
-                    with suppress(FileNotFoundError):
-                        if os.stat(f"/proc/{pid}").st_uid == self.uid:
-                            return session
             time.sleep(0.01)
+            with suppress(FileNotFoundError):  # processes come and go
+                for session in os.listdir(SESSIONS):
+                    pids = self.members(f"{self.slice}/session-{session}.scope")
+                    begun = any(os.stat(f"/proc/{pid}").st_uid == self.uid for pid in pids)
+                    if begun and session in self.logins().keys() - before.keys():
+                        return session
         raise Stuck(f"{self.user} was not logged in again within {LOGIN_S:.0f} s.")
 
     def touched(self) -> dict[str, int]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 from agents.daemon import protocol
 from images.builder.manifest import Manifest
 from images.builder.recipe import Hook, Recipe, RecipeFile
 from images.builder.store import Store
 from tests.daemon.gateway import Gateway
+from tests.daemon.stubborn import STUBBORN
 from tests.lab import Lab, Pc
 from tests.lab.recipe import ROOT_LOGIN, ROOT_SHELL
 
@@ -27,7 +28,7 @@ RECIPE = Recipe(
     name="test-cycle",
     suite="bookworm",
     packages=("tmux",),
-    files=(ROOT_SHELL,),
+    files=(ROOT_SHELL, RecipeFile("/usr/local/bin/stubborn", STUBBORN, 0o755)),
     hooks=(Hook("a home with more than plain files", _HOME),),
     home_files=(
         RecipeFile(".profile", "PATH=/usr/games:$PATH\n"),
@@ -42,7 +43,7 @@ class Machine:
 
     def __init__(self, gateway: Gateway, pc: Pc, manifest: Manifest) -> None:
         self.gateway, self.pc = gateway, pc
-        self.home = {
+        self.home: dict[str, Any] = {
             "home": manifest.home.sha256,
             "home_bytes": manifest.home.bytes,
             "home_digest": manifest.home_digest,
@@ -56,11 +57,18 @@ class Machine:
 
         return float(self.gateway.wait(polled, seconds))
 
+    def sessions(self) -> set[str]:
+        """The user's sessions, as logind has them."""
+        return set(self.pc.sh("loginctl --no-legend list-sessions | awk '$3 == \"player\" {print $1}'").split())
+
+    def wait_for_report(self, command: protocol.Command, *states: str, seconds: float = 120) -> dict[str, Any]:
+        """The daemon's report on a command in one of `states`, without which a terminal one."""
+        wanted = states or (protocol.SUCCEEDED, protocol.FAILED, protocol.REFUSED)
+        return dict(self.gateway.wait(lambda: self.gateway.told(command.command, *wanted), seconds))
+
 
 @contextmanager
-def machine(
-    manifest: Manifest, store: Store, memory_mib: int = 1024, home_percent: int = 50, initrd: Path | None = None
-) -> Iterator[Machine]:
+def machine(manifest: Manifest, store: Store, memory_mib: int = 1024) -> Iterator[Machine]:
     """Boots, by direct kernel start over QEMU's user network, until the user is logged in."""
     gateway = Gateway()
     paths = {name: store.path(part.sha256) for name, part in manifest.artefacts().items()}
@@ -74,11 +82,14 @@ def machine(
         "class": "gamer",
         "version": "gamer-7",
         "digest": manifest.digest,
+        "root_hash": manifest.root_hash,
+        "root_blocks": manifest.root_blocks,
+        "check": "read",
         "home_digest": manifest.home_digest,
         "user": "player",
         "uid": 1000,
         "tmpfs_percent": 50,
-        "home_percent": home_percent,
+        "home_percent": 50,
         "command_keys": protocol.format_keys({gateway.command_key.name: gateway.command_key.public}),
         "session_keys": protocol.format_keys({gateway.session_key.name: gateway.session_key.public}),
     }
@@ -95,9 +106,8 @@ def machine(
     try:
         with Lab(gateway.server.server_address[1], network="user") as lab:
             pc = lab.pc("seat-7", memory_mib=memory_mib)
-            url = f"http://10.0.2.2:{gateway.server.server_address[1]}"
-            words = f"console=ttyS0 fleet.server={url} fleet.mac={pc.mac} fleet.token={'a' * 32}"
-            pc.boot(paths["kernel"], initrd or paths["initrd"], words)
+            words = f"console=ttyS0 fleet.server={lab.url} fleet.mac={pc.mac} fleet.token={'a' * 32}"
+            pc.boot(paths["kernel"], paths["initrd"], words)
             pc.wait_for(ROOT_LOGIN, 180)
             booted = Machine(gateway, pc, manifest)
             try:

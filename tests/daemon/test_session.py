@@ -15,7 +15,7 @@ pytestmark = pytest.mark.root
 # `user(code)` runs Python as the user; it returns when the code has called ready().
 SESSION = f"""
 import ctypes
-from agent.session import CGROUP, HOLD, SESSIONS, Session, Stuck, kill_by_uid
+from agent.session import CGROUP, HELD, HOLD, SESSIONS, Session, Stuck, kill_by_uid
 UID = {UID}
 session = Session("player", UID)
 ROOT = CGROUP + "/system.slice"
@@ -162,11 +162,11 @@ if child == 0:
     os.write(put, b"x")
     os._exit(0)
 import select
-before = bool(select.select([got], [], [], 0.3)[0])
+before = [bool(select.select([got], [], [], 0.3)[0]), os.path.exists(HELD)]
 session.hold(False)
-result = [before, bool(select.select([got], [], [], 3)[0])]
+result = [*before, bool(select.select([got], [], [], 3)[0]), os.path.exists(HELD)]
 """
-    assert run(place, code) == [False, True]
+    assert run(place, code) == [False, True, True, False]
 
 
 def test_without_a_getty_there_is_no_hold_and_the_reason_says_so(place: Namespace) -> None:
@@ -203,6 +203,27 @@ owned = subprocess.run(["find", "/tmp", "/var/tmp", "/dev/shm", "/var/spool", "/
 result = [seen, kept, modes, owned, session.trash]
 """
     assert run(place, code) == [[], [], ["0o700"], "", []]
+
+
+def test_the_runtime_directory_is_as_if_it_were_new(place: Namespace) -> None:
+    code = """
+runtime = f"/run/user/{UID}"
+os.makedirs(runtime); os.chown(runtime, UID, UID); os.chmod(runtime, 0o1777)
+os.setxattr(runtime, "trusted.mine", b"x")
+os.mkdir(runtime + "/theirs")
+session.sweep()
+result = [oct(os.stat(runtime).st_mode & 0o7777), os.listxattr(runtime), os.listdir(runtime)]
+"""
+    assert run(place, code) == ["0o700", [], ["theirs"]]
+
+
+def test_what_runs_as_the_user_elsewhere_dies_while_root_prepares_the_next_session(place: Namespace) -> None:
+    code = f"""
+root = user({SLEEP!r}, uid=(0, 0, 0))  # in the user's slice, as the gate of user@.service
+escaped = user({DAEMON!r}, cgroup=ROOT + "/cron.service")
+result = [session.kill_by_uid(), alive(root)]
+"""
+    assert run(place, code) == [1, True]
 
 
 def test_its_system_v_memory_queues_and_semaphores_are_removed_and_others_stay(place: Namespace) -> None:
