@@ -222,6 +222,13 @@ class ImageVersion(models.Model):
         return f"{self.image.slug}-{self.number}"
 
     @property
+    def took_s(self) -> int | None:
+        """Seconds the build took; None before its end."""
+        if self.started_at is None or self.finished_at is None:
+            return None
+        return round((self.finished_at - self.started_at).total_seconds())
+
+    @property
     def contents(self) -> Manifest | None:
         """The artefacts, packages and sizes of a ready version."""
         return Manifest.from_dict(self.manifest) if self.manifest else None

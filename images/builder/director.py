@@ -8,7 +8,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,10 +67,11 @@ def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
     ):
         build = _Build(steps)
         tree, home, started = work / "tree", work / "home", time.time()
-        with build.step("bootstrap", f"Install Debian {recipe.suite} and {len(recipe.packages)} packages") as run:
+        with build.step("bootstrap", f"Install Debian {recipe.suite} and {_count(recipe.packages, 'package')}") as run:
             family.bootstrap(recipe, tree, run)
         epoch = family.youngest_shipped(tree, started) if context.epoch is None else context.epoch
-        with build.step("configure", f"Put in {len(recipe.files)} files, make user {recipe.user}") as run:
+        files = (*recipe.files, *recipe.home_files)
+        with build.step("configure", f"Put in {_count(files, 'file')}, make user {recipe.user}") as run:
             family.configure(recipe, tree, run)
         for number, hook in enumerate(recipe.hooks, 1):
             with build.step(f"hook-{number}", f"Run the hook {hook.name!r}") as run:
@@ -132,6 +133,10 @@ class _Build:
     def step(self, name: str, title: str) -> Iterator[Runner]:
         with self.steps.step(name, title) as step:
             yield Runner(step, {"SOURCE_DATE_EPOCH": "0"})  # makes programs leave today out
+
+
+def _count(things: Sized, name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _take_kernel(tree: Path, output: Path) -> str:
