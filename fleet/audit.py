@@ -115,25 +115,32 @@ def _sealed_models() -> list[type[models.Model]]:
 def verify(site: Site | None = None) -> Iterator[Fault]:
     """Every fault of the chains (of ``site``, or of all): rows changed, removed, inserted, reordered or cut off.
 
-    Reads in the chain's order with constant memory.
+    Reads in the chain's order with constant memory, while others go on writing: each chain is proved up to the end it has
+    when its turn comes.
     """
-    chains = AuditHead.objects.order_by("chain")
-    entries = AuditEntry.objects.order_by("chain", "sequence")
+    chains, entries = AuditHead.objects.all(), AuditEntry.objects.order_by()
     if site is not None:
         chains, entries = chains.filter(chain=f"site-{site.pk}"), entries.filter(chain=f"site-{site.pk}")
-    heads = {head.chain: head for head in chains}
-    for chain in {*heads, *entries.order_by().values_list("chain", flat=True).distinct()}:
-        yield from _verify_chain(chain, heads.get(chain))
+    for chain in sorted(chains.values_list("chain", flat=True).union(entries.values_list("chain", flat=True))):
+        yield from _verify_chain(chain)
     for model in _sealed_models():
         yield from _unsealed(model, site)
 
 
-def _verify_chain(chain: str, head: AuditHead | None) -> Iterator[Fault]:
-    expected, previous, last = 1, "", 0
-    for entry, sealed in _with_sealed(AuditEntry.objects.filter(chain=chain).order_by("sequence")):
+def _verify_chain(chain: str) -> Iterator[Fault]:
+    entries = AuditEntry.objects.filter(chain=chain)
+    # In this order: an entry and the head it moves are committed together, so the head is never behind what was there.
+    newest = entries.aggregate(newest=models.Max("sequence"))["newest"] or 0
+    head = AuditHead.objects.filter(chain=chain).first()
+    if head is None:
+        yield Fault(chain, newest, "has no recorded end: the head of the chain was removed.")
+        head = AuditHead(chain=chain, sequence=newest)
+    elif newest > head.sequence:
+        yield Fault(chain, newest, f"the chain should end at #{head.sequence}: entries at its end were added.")
+    expected, previous = 1, ""
+    for entry, sealed in _with_sealed(entries.filter(sequence__lte=head.sequence).order_by("sequence")):
         if entry.sequence != expected:
-            missing = f"#{expected}" if entry.sequence == expected + 1 else f"#{expected} to #{entry.sequence - 1}"
-            yield Fault(chain, entry.sequence, f"{missing} before it is missing.")
+            yield Fault(chain, entry.sequence, f"{_range(expected, entry.sequence - 1)} before it is missing.")
         elif entry.previous != previous:
             yield Fault(
                 chain,
@@ -144,15 +151,15 @@ def _verify_chain(chain: str, head: AuditHead | None) -> Iterator[Fault]:
             yield Fault(chain, entry.sequence, f"was changed since it was written ({entry.action} {entry.subject}).")
         if entry.subject_seal:
             yield from _verify_seal(entry, sealed)
-        expected, previous, last = entry.sequence + 1, entry.digest, entry.sequence
-    if head is None:
-        yield Fault(chain, last, "has no recorded end: the head of the chain was removed.")
-    elif (head.sequence, head.digest) != (last, previous):
-        yield Fault(
-            chain,
-            last,
-            f"the chain should end at #{head.sequence}: entries at its end were removed or added.",
-        )
+        expected, previous = entry.sequence + 1, entry.digest
+    if expected <= head.sequence:
+        yield Fault(chain, head.sequence, f"{_range(expected, head.sequence)} at the end of the chain is missing.")
+    elif head.digest and previous != head.digest:
+        yield Fault(chain, head.sequence, "the end of the chain is not the entry that was written there.")
+
+
+def _range(first: int, last: int) -> str:
+    return f"#{first}" if first == last else f"#{first} to #{last}"
 
 
 def _with_sealed(entries: models.QuerySet[AuditEntry]) -> Iterator[tuple[AuditEntry, models.Model | None]]:

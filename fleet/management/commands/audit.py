@@ -55,7 +55,7 @@ class Command(BaseCommand):
         for head in heads if site is None else heads.filter(chain=f"site-{site.pk}"):
             self.stdout.write(f"{head.chain}: {head.sequence} entries, head {head.digest}")
         if faults:
-            raise CommandError(f"{len(faults)} faults.")
+            raise CommandError("1 fault." if len(faults) == 1 else f"{len(faults)} faults.")
 
     def _export(self, site: Site | None, options: dict[str, Any]) -> None:
         rows: QuerySet[Any] = apps.get_model(LOGS[options["what"]])._default_manager.order_by("at", "pk")
