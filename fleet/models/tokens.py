@@ -26,6 +26,7 @@ class ApiToken(models.Model):
     last_used_at = models.DateTimeField(null=True, editable=False)
 
     class Meta:
+        verbose_name = "API token"
         ordering = ["user", "name"]
         constraints = [models.UniqueConstraint(fields=["user", "name"], name="api_token_name_unique_for_person")]
 
