@@ -10,43 +10,48 @@ from django.http import HttpRequest, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
+CLOCK = "clock"
 QUEUES = ("default", "sender", "builds")
-LATE_S = 45
+LATE_S = 45  # the clock speaks every ten seconds
 
 
-def _key(queue: str) -> str:
-    return f"fleet.alive.{queue}"
+def _key(part: str) -> str:
+    return f"fleet.alive.{part}"
 
 
 def _redis() -> redis.Redis:
     return redis.Redis.from_url(settings.REDIS_URL, socket_timeout=2, socket_connect_timeout=2)
 
 
-def say_alive(queue: str) -> None:
-    """Note that the clock's message went through the worker of ``queue``."""
+def say_alive(part: str) -> None:
+    """Note that ``part`` lives: the clock, which sends a message, or the worker of a queue, through which it went."""
     with _redis() as connected:
-        connected.set(_key(queue), str(time.time()), ex=3600)
+        connected.set(_key(part), str(time.time()), ex=3600)
 
 
 @require_safe
 @never_cache
 def healthz(request: HttpRequest) -> JsonResponse:
-    """200 when all is well, 503 else. ``workers``: seconds since the clock last heard of each, null for never.
+    """200 when all is well, 503 else. ``clock``, ``workers``: seconds since each was last heard, null for never.
 
     The worker of builds is told of and not judged: it is silent as long as it builds.
     """
-    facts: dict[str, Any] = {"database": _database(), "redis": False, "workers": dict.fromkeys(QUEUES)}
+    ages: dict[str, int | None] = dict.fromkeys((CLOCK, *QUEUES))
     try:
         with _redis() as connected:
-            said: Any = connected.mget([_key(queue) for queue in QUEUES])
-        facts["redis"] = True
-        facts["workers"] = {
-            queue: round(time.time() - float(at)) if at else None for queue, at in zip(QUEUES, said, strict=True)
-        }
+            said: Any = connected.mget([_key(part) for part in ages])
+        answers = True
+        ages = {part: round(time.time() - float(at)) if at else None for part, at in zip(ages, said, strict=True)}
     except redis.RedisError:
-        pass
-    judged = [facts["workers"][queue] for queue in QUEUES if queue != "builds"]
-    well = facts["database"] and facts["redis"] and all(age is not None and age <= LATE_S for age in judged)
+        answers = False
+    facts = {
+        "database": _database(),
+        "redis": answers,
+        "clock": ages[CLOCK],
+        "workers": {queue: ages[queue] for queue in QUEUES},
+    }
+    judged = [age for part, age in ages.items() if part != "builds"]
+    well = facts["database"] and answers and all(age is not None and age <= LATE_S for age in judged)
     return JsonResponse({"status": "well" if well else "failing", **facts}, status=200 if well else 503)
 
 

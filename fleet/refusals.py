@@ -35,9 +35,11 @@ class RefusalMiddleware:
             response = self._get_response(request)
         finally:
             noted.reset(token)
+        if not refusals and response.status_code != 403:
+            return response
         # Known by session or, in the API, by token: DRF sets the user on the request it wraps.
         user = request.user
-        if isinstance(user, User) and (refusals or response.status_code == 403):
+        if isinstance(user, User):
             where = f"{request.method} {request.path}"[:200]
             try:
                 for refusal in refusals:
