@@ -3,7 +3,11 @@
 from typing import Any
 
 from django.contrib.admin import AdminSite
+from django.contrib.auth.models import User
+from django.db import transaction
 from django.http import HttpRequest
+
+from fleet import audit
 
 # Pages by what they are for, not by which part of the program keeps the rows. Other apps are named only by string.
 GROUPS = {
@@ -19,6 +23,15 @@ class FleetAdminSite(AdminSite):
     site_header = site_title = "Stateless Fleet"
     index_title = "Administration"
     site_url = None  # the board is linked by its name (templates/admin/base_site.html)
+
+    @transaction.atomic
+    def password_change(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        """One's own, written down as every other edit."""
+        before = getattr(request.user, "password", None)
+        answer = super().password_change(request, extra_context)
+        if isinstance(request.user, User) and request.user.password != before:
+            audit.record("user.password-set", request.user, site=None, actor=request.user)
+        return answer
 
     def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
         """The pages the person may open, by GROUPS; what no group names stands in its app's own."""

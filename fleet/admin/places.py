@@ -100,7 +100,7 @@ class MembershipAdmin(ScopedAdmin[Membership]):
 @admin.register(ClientClass)
 class ClientClassAdmin(ScopedAdmin[ClientClass]):
     change_right = Right.MANAGE
-    list_display = ["name", "site", "colour", "root_check", "root_percent", "home_percent"]
+    list_display = ["name", "site", "colour", "root_percent", "home_percent"]
     list_filter = ["site"]
     list_select_related = ["site"]
     search_fields = ["name", "slug"]

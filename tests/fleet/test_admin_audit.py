@@ -141,6 +141,20 @@ def test_accounts_are_written_down_without_their_passwords(world: World) -> None
     assert "pbkdf2" not in told
 
 
+def test_ones_own_new_password_is_written_down_without_it(world: World) -> None:
+    vera = as_(world.vera)
+    form = {
+        "old_password": "correct horse battery",
+        "new_password1": "staple-7-orbit",
+        "new_password2": "staple-7-orbit",
+    }
+    assert vera.post("/admin/password_change/", form | {"old_password": "wrong"}).status_code == 200
+    assert not AuditEntry.objects.filter(action="user.password-set").exists()
+    assert vera.post("/admin/password_change/", form).status_code == 302
+    noted = entry("user.password-set")
+    assert (noted.actor, noted.subject, noted.detail) == ("vera", "vera", {})
+
+
 def test_an_edit_and_its_entry_stand_or_fall_together(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.vera.memberships.update(role="site-admin")
     rule = HardwareRule.objects.filter(site=world.clubroom).first()
