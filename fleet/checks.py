@@ -4,9 +4,11 @@ import os
 import stat
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.checks import Error, Tags, Warning, register
+from django.http.request import validate_host
 
 Found = list[Error | Warning]
 
@@ -49,16 +51,53 @@ def private_keys(app_configs: Any, **_: Any) -> Found:
     return found
 
 
+@register(Tags.security, deploy=True)
+def foreign_keys(app_configs: Any, **_: Any) -> Found:
+    """Private halves beside the public ones, where every process looks."""
+    own = {Path(path) for path in (settings.COMMAND_KEY, settings.SESSION_KEY) if path}
+    return [
+        Warning(
+            f"This process can read the private key {path}, which was not given to it.",
+            hint="Move it to where only the process that signs with it can read it; docs/deploy.md says which.",
+            id="fleet.W004",
+        )
+        for path in sorted(settings.PUBLIC_KEYS.glob("*.key"))
+        if path not in own and os.access(path, os.R_OK)
+    ]
+
+
+@register(Tags.security, deploy=True)
+def public_keys(app_configs: Any, **_: Any) -> Found:
+    return [
+        Error(
+            f"There is no public key {path}: clients could believe no {kind}.",
+            hint="Run `manage.py keys`, or copy the file from the host where that was done.",
+            id="fleet.E005",
+        )
+        for kind in ("command", "session")
+        if not (path := settings.PUBLIC_KEYS / f"{kind}.pub").is_file()
+    ]
+
+
+@register(Tags.security, deploy=True)
+def allowed_hosts(app_configs: Any, **_: Any) -> Found:
+    host = urlsplit(settings.PUBLIC_URL).hostname or ""
+    if validate_host(f"[{host}]" if ":" in host else host, settings.ALLOWED_HOSTS):
+        return []
+    message = f"People are sent to {settings.PUBLIC_URL}, which this server does not answer to."
+    return [Error(message, hint=f"Add {host} to FLEET_ALLOWED_HOSTS.", id="fleet.E006")]
+
+
 @register(Tags.files, deploy=True)
 def store(app_configs: Any, **_: Any) -> Found:
-    """The store, or the nearest directory above it that exists, must be writable."""
+    """The store, or the nearest directory above it that exists, must be writable for the worker of builds."""
     place = settings.STORE
     while not place.exists():
         place = place.parent
     if os.access(place, os.W_OK):
         return []
-    hint = f"Make {settings.STORE} and give it to the user that runs the server, or set FLEET_STORE."
-    return [Error(f"The store {settings.STORE} cannot be written.", hint=hint, id="fleet.E004")]
+    hint = f"The worker of builds writes there: give {settings.STORE} to its user, and run this check as that user."
+    return [Warning(f"The store {settings.STORE} cannot be written.", hint=hint, id="fleet.W005")]
 
 
 @register(Tags.security, deploy=True)
@@ -72,12 +111,10 @@ def https(app_configs: Any, **_: Any) -> Found:
 
 @register(Tags.database, deploy=True)
 def database(app_configs: Any, **_: Any) -> Found:
-    """SQLite serves one host; beyond two thousand clients PostgreSQL is the better place."""
-    if not settings.DATABASES["default"]["ENGINE"].endswith("sqlite3") or settings.GATEWAY_URL.startswith(
-        ("http://127.", "http://localhost")
-    ):
-        return []
-    if Path(settings.DATABASES["default"]["NAME"]).parent == settings.DATA:
+    """SQLite is for one host: where the database lies elsewhere than the data, it may be on a share of several."""
+    default = settings.DATABASES["default"]
+    if not default["ENGINE"].endswith("sqlite3") or Path(default["NAME"]).is_relative_to(settings.DATA):
         return []
     hint = "Keep it on a local disk below FLEET_DATA, or use PostgreSQL: SQLite's locks do not work over a network."
-    return [Warning("The SQLite database lies outside FLEET_DATA.", hint=hint, id="fleet.W002")]
+    message = f"The SQLite database {default['NAME']} lies outside FLEET_DATA: it must not be shared by several hosts."
+    return [Warning(message, hint=hint, id="fleet.W002")]

@@ -4,14 +4,17 @@ django-environ parses URLs well, but two of its habits are dangerous and are fen
 taken as another variable's name, and ``env.bool`` reads the typo ``ture`` as False.
 """
 
+import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import environ
 from django.core.exceptions import ImproperlyConfigured
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
+_HOST = re.compile(r"\*|\.?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 
 
 class Env:
@@ -74,18 +77,48 @@ class Env:
         return value
 
     def url(self, name: str, default: str, *, schemes: tuple[str, ...]) -> str:
+        """A URL with a host, or with a path for ``unix``; without the slash at its end."""
         value = self.text(name, default)
-        if not value.startswith(tuple(f"{scheme}://" for scheme in schemes)):
+        try:
+            parts = urlsplit(value)
+            whole = bool(parts.path if parts.scheme == "unix" else parts.hostname)
+            parts.port  # noqa: B018 - ValueError for what is no port
+        except ValueError:
+            whole = False
+        if not whole or parts.scheme not in schemes or " " in value:
             raise ImproperlyConfigured(
-                f"{name} must be a URL beginning with {' or '.join(f'{s}://' for s in schemes)}."
+                f"{name}={_without_password(value)!r} must be a URL beginning with "
+                f"{' or '.join(f'{s}://' for s in schemes)}, with a host."
             )
         return value.rstrip("/")
 
+    def hosts(self, name: str, default: str) -> list[str]:
+        """Host names or addresses as they stand in a Host header without a port; ``.example.org`` takes in subdomains."""
+        hosts = self.words(name, default)
+        for host in hosts:
+            if not _HOST.fullmatch(host):
+                raise ImproperlyConfigured(
+                    f"{name}: {host!r} is no host name. Write names alone, without scheme and port: fleet.example.org."
+                )
+        return hosts
+
     def database(self, name: str, default: str) -> dict[str, Any]:
-        """A database URL as Django's settings: ``sqlite:///path`` or ``postgres://user:password@host/name``."""
+        """A database URL as Django's settings: ``sqlite:////absolute/path`` or ``postgres://user:password@host/name``."""
         value = self.text(name, default)
-        if not value.startswith(("sqlite:///", "postgres://", "postgresql://")):
+        sqlite = value.startswith("sqlite:////") and len(value) > len("sqlite:////")
+        if not sqlite and not value.startswith(("postgres://", "postgresql://")):
             raise ImproperlyConfigured(
-                f"{name} must begin with sqlite:/// or postgres://; other databases are not supported."
+                f"{name}={_without_password(value)!r} must begin with sqlite:////, followed by an absolute path, or "
+                "postgres://; other databases are not supported."
             )
-        return dict(environ.Env.db_url_config(value))
+        try:
+            settings = dict(environ.Env.db_url_config(value))
+        except ValueError as error:
+            raise ImproperlyConfigured(f"{name}={_without_password(value)!r} cannot be read: {error}.") from None
+        if not settings["NAME"]:
+            raise ImproperlyConfigured(f"{name}={_without_password(value)!r} names no database: end it with /name.")
+        return settings
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"//[^/]*@", "//…@", url)

@@ -25,7 +25,7 @@ DEBUG = env.flag("FLEET_DEBUG", False)
 # `check --deploy` (fleet.E001) for a server, whose logins would end at every restart.
 SECRET_KEY_CONFIGURED = bool(env.text("FLEET_SECRET_KEY", ""))
 SECRET_KEY = env.secret("FLEET_SECRET_KEY") if SECRET_KEY_CONFIGURED else secrets.token_urlsafe(50)
-ALLOWED_HOSTS = env.words("FLEET_ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
+ALLOWED_HOSTS = env.hosts("FLEET_ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
 PUBLIC_URL = env.url("FLEET_PUBLIC_URL", "http://127.0.0.1:8000", schemes=("http", "https"))
 GATEWAY_URL = env.url("FLEET_GATEWAY_URL", "http://127.0.0.1:8001", schemes=("http",))
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]

@@ -1,19 +1,26 @@
 """Settings from the environment: what is refused, what is documented, what a server is warned of."""
 
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from django.core.checks import run_checks
+from django.core.checks import CheckMessage, run_checks
 from django.core.exceptions import ImproperlyConfigured
 from pytest_django import Settings
 
-from fleet import checks
+from agents.signing import make_keys
 from fleet.env import Env
 
 ROOT = Path(__file__).resolve().parents[2]
+SIMPLE = [
+    *("COMMAND_KEY", "SESSION_KEY", "DEBUG", "ALLOWED_HOSTS", "PUBLIC_URL", "GATEWAY_URL", "REDIS_URL", "POLL_HOLD"),
+    *("POLL_SPREAD", "LOST_AFTER", "BOOT_TOKEN_LIFE", "BOOT_LIMIT", "COMMAND_LIFE"),
+]
 
 
 @pytest.mark.parametrize(
@@ -24,8 +31,29 @@ ROOT = Path(__file__).resolve().parents[2]
         (lambda env: env.number("X", 1, low=1, high=9), "10", "X=10 is out of range: it must be 1 to 9"),
         (lambda env: env.number("X", 1, low=1, high=9), "1.5", "X='1.5' is not a whole number"),
         (lambda env: env.path("X", Path("/")), "var", "X='var' is not an absolute path"),
-        (lambda env: env.url("X", "", schemes=("https",)), "ftp://x", "X must be a URL beginning with https://"),
-        (lambda env: env.database("X", ""), "mysql://x", "X must begin with sqlite:/// or postgres://"),
+        (lambda env: env.number("X", 1, low=1, high=9), "", "X='' is not a whole number"),
+        (lambda env: env.path("X", Path("/")), "", "is not an absolute path"),
+        (
+            lambda env: env.url("X", "", schemes=("https",)),
+            "ftp://x",
+            "X='ftp://x' must be a URL beginning with https://",
+        ),
+        (lambda env: env.url("X", "", schemes=("http",)), "http://", "X='http://' must be a URL"),
+        (lambda env: env.url("X", "", schemes=("http",)), "http:///path", "with a host"),
+        (lambda env: env.url("X", "", schemes=("http",)), "http://x:port", "with a host"),
+        (lambda env: env.url("X", "", schemes=("http",)), "http://[::1", "with a host"),
+        (lambda env: env.url("X", "", schemes=("http",)), "http://a b", "with a host"),
+        (lambda env: env.url("X", "", schemes=("redis",)), "http://u:hunter2@x", "X='http://…@x' must be a URL"),
+        (lambda env: env.url("X", "", schemes=("unix",)), "unix://", "X='unix://' must be a URL"),
+        (lambda env: env.hosts("X", ""), "a, https://b", "X: 'https://b' is no host name"),
+        (lambda env: env.hosts("X", ""), "fleet.example:8000", "without scheme and port"),
+        (lambda env: env.hosts("X", ""), "a b", "'a b' is no host name"),
+        (lambda env: env.database("X", ""), "mysql://u:hunter2@x", "X='mysql://…@x' must begin with sqlite:////"),
+        (lambda env: env.database("X", ""), "sqlite:///relative", "followed by an absolute path"),
+        (lambda env: env.database("X", ""), "sqlite://:memory:", "followed by an absolute path"),
+        (lambda env: env.database("X", ""), "postgres://u:hunter2@x/", "X='postgres://…@x/' names no database"),
+        (lambda env: env.database("X", ""), "postgres://u:hunter2@x:port/n", "cannot be read"),
+        (lambda env: env.secret("X"), "", "X is too short"),
         (lambda env: env.secret("X"), "hunter2", "X is too short: it needs at least 32 characters"),
     ],
 )
@@ -48,6 +76,18 @@ def test_good_values_are_read() -> None:
     assert env.words("WORDS") == ["a", "b", "c"]
     assert env.text("TEXT") == "$HOME", "a dollar names no other variable"
     assert env.url("URL", "", schemes=("http",)) == "http://x"
+    assert env.url("SOCKET", "unix:///run/redis.sock", schemes=("unix",)) == "unix:///run/redis.sock"
+    assert env.hosts("HOSTS", "*,.a.org,localhost,127.0.0.1,[::1]") == [
+        "*",
+        ".a.org",
+        "localhost",
+        "127.0.0.1",
+        "[::1]",
+    ]
+    assert env.database("DB", "sqlite:////srv/x.sqlite3")["NAME"] == "/srv/x.sqlite3"
+    read = env.database("DB", "postgres://u:p%40@h:5433/n")
+    names = ("ENGINE", "NAME", "USER", "PASSWORD", "HOST", "PORT")
+    assert [read[name] for name in names] == ["django.db.backends.postgresql", "n", "u", "p@", "h", 5433]
 
 
 def test_every_setting_is_explained_in_the_example() -> None:
@@ -56,28 +96,96 @@ def test_every_setting_is_explained_in_the_example() -> None:
     assert read == explained
 
 
-def found(**_: Any) -> set[str]:
-    return {str(check.id) for check in run_checks(include_deployment_checks=True) if str(check.id).startswith("fleet.")}
+@pytest.fixture
+def server(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
+    """Settings as a server's web process should have them."""
+    make_keys(tmp_path / "keys")
+    for private in (tmp_path / "keys").glob("*.key"):
+        private.rename(tmp_path / private.name)
+    settings.SECRET_KEY_CONFIGURED, settings.DEBUG, settings.HTTPS = True, False, True
+    settings.PUBLIC_URL, settings.ALLOWED_HOSTS = "https://fleet.example", ["fleet.example"]
+    settings.DATA, settings.STORE, settings.PUBLIC_KEYS = tmp_path, tmp_path / "store", tmp_path / "keys"
+    settings.COMMAND_KEY = settings.SESSION_KEY = ""
+    ours = {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "fleet.sqlite3"}
+    monkeypatch.setitem(settings.DATABASES, "default", ours)
+    return settings
 
 
-def test_a_server_as_it_should_be_has_nothing_to_be_told(settings: Settings, tmp_path: Path) -> None:
-    settings.SECRET_KEY_CONFIGURED, settings.HTTPS, settings.STORE = True, True, tmp_path / "store"
-    assert found() == set()
+def found() -> dict[str, CheckMessage]:
+    """Our findings by id; each says what is wrong, and what to do."""
+    told = [check for check in run_checks(include_deployment_checks=True) if str(check.id).startswith("fleet.")]
+    assert all(check.msg.endswith(".") and check.hint for check in told)
+    return {str(check.id): check for check in told}
 
 
-def test_what_a_server_lacks_is_told_by_id(settings: Settings, tmp_path: Path) -> None:
-    key = tmp_path / "command.key"
-    key.write_text("x")
-    key.chmod(0o644)
-    settings.SECRET_KEY_CONFIGURED, settings.HTTPS, settings.DEBUG = False, False, True
-    settings.COMMAND_KEY = settings.SESSION_KEY = str(key)
-    settings.STORE = Path("/proc/sys/kernel/random/boot_id")  # a file that nobody may write, root neither
-    assert found() >= {"fleet.E001", "fleet.E002", "fleet.E003", "fleet.E004", "fleet.W001", "fleet.W003"}
+def test_a_server_as_it_should_be_has_nothing_to_be_told(server: Settings) -> None:
+    assert found() == {}
 
 
-@pytest.mark.parametrize(("place", "told"), [("/srv/fleet/fleet.sqlite3", 0), ("/mnt/share/fleet.sqlite3", 1)])
-def test_sqlite_on_a_share_is_told_of(monkeypatch: pytest.MonkeyPatch, place: str, told: int) -> None:
-    default = {"ENGINE": "django.db.backends.sqlite3", "NAME": place}
-    real = SimpleNamespace(DATABASES={"default": default}, GATEWAY_URL="http://192.0.2.1:8001", DATA=Path("/srv/fleet"))
-    monkeypatch.setattr(checks, "settings", real)
-    assert [warning.id for warning in checks.database(None)] == ["fleet.W002"] * told
+def readable_key(server: Settings) -> None:
+    server.COMMAND_KEY = str(server.DATA / "command.key")
+    Path(server.COMMAND_KEY).chmod(0o640)
+
+
+def both_keys(server: Settings) -> None:
+    server.COMMAND_KEY, server.SESSION_KEY = str(server.DATA / "command.key"), str(server.DATA / "session.key")
+
+
+def set_to(**values: Any) -> Callable[[Settings], None]:
+    def apply(server: Settings) -> None:
+        for name, value in values.items():
+            setattr(server, name, value)
+
+    return apply
+
+
+def database(engine: str, name: str) -> Callable[[Settings], None]:
+    return lambda server: server.DATABASES["default"].update(ENGINE=f"django.db.backends.{engine}", NAME=name)
+
+
+@pytest.mark.parametrize(
+    ("change", "told", "words"),
+    [
+        (set_to(SECRET_KEY_CONFIGURED=False), {"fleet.E001"}, "FLEET_SECRET_KEY is not set"),
+        (set_to(DEBUG=True), {"fleet.E002"}, "FLEET_DEBUG is on"),
+        (readable_key, {"fleet.E003"}, "command.key (FLEET_COMMAND_KEY) can be read by others"),
+        (lambda server: (server.PUBLIC_KEYS / "command.pub").unlink(), {"fleet.E005"}, "no public key"),
+        (set_to(PUBLIC_KEYS=Path("/nowhere")), {"fleet.E005"}, "no public key /nowhere/session.pub"),
+        (set_to(ALLOWED_HOSTS=["localhost"]), {"fleet.E006"}, "https://fleet.example, which this server does not"),
+        (set_to(ALLOWED_HOSTS=[".fleet.example"]), set(), ""),
+        (set_to(PUBLIC_URL="https://[::1]:8443", ALLOWED_HOSTS=["[::1]"]), set(), ""),
+        (set_to(HTTPS=False), {"fleet.W001"}, "where passwords go over the wire"),
+        (
+            database("sqlite3", "/mnt/share/fleet.sqlite3"),
+            {"fleet.W002"},
+            "/mnt/share/fleet.sqlite3 lies outside FLEET_DATA",
+        ),
+        (database("postgresql", "fleet"), set(), ""),
+        (both_keys, {"fleet.W003"}, "One process has both private keys"),
+        (lambda server: make_keys(server.PUBLIC_KEYS), {"fleet.W004"}, "session.key, which was not given to it"),
+        # A file that nobody may write, root neither.
+        (set_to(STORE=Path("/proc/sys/kernel/random/boot_id")), {"fleet.W005"}, "boot_id cannot be written"),
+    ],
+)
+def test_what_a_server_lacks_is_told_by_id(
+    server: Settings, change: Callable[[Settings], None], told: set[str], words: str
+) -> None:
+    change(server)
+    assert set(found()) == told
+    assert all(words in check.msg for check in found().values())
+
+
+def test_the_example_shows_the_defaults() -> None:
+    """Uncommented as it stands, it makes a server with the settings one has without it; places aside."""
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    shown = dict(re.findall(r"^# (FLEET_[A-Z_]+)=(\S*)", "\n".join(lines), re.MULTILINE))
+    ask = f"import fleet.settings as s, json; print(json.dumps([repr(getattr(s, n)) for n in {SIMPLE!r}]))"
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
+    bare["FLEET_SECRET_KEY"] = shown["FLEET_SECRET_KEY"] = "x" * 32
+    answers = [
+        subprocess.run(
+            [sys.executable, "-c", ask], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        for environment in (bare, bare | shown)
+    ]
+    assert answers[0] == answers[1]
