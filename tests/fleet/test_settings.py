@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,22 @@ def test_good_values_are_read() -> None:
     assert [read[name] for name in names] == ["django.db.backends.postgresql", "n", "u", "p@", "h", 5433]
 
 
+def example() -> dict[str, str]:
+    """What .env.example shows: variable to default. A sentence stands above each."""
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    shown = {}
+    for above, line in pairwise(lines):
+        if setting := re.fullmatch(r"#(FLEET_[A-Z_]+)=(\S*)", line):
+            shown[setting[1]] = setting[2]
+            assert re.fullmatch(r"# [A-Z].*\.", above), f"{line} is not explained"
+        else:
+            assert not line or line.startswith("# "), line
+    return shown
+
+
 def test_every_setting_is_explained_in_the_example() -> None:
     read = set(re.findall(r'"(FLEET_[A-Z_]+)"', (ROOT / "fleet/settings.py").read_text()))
-    explained = set(re.findall(r"^# (FLEET_[A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
-    assert read == explained
+    assert read == set(example())
 
 
 @pytest.fixture
@@ -177,8 +190,7 @@ def test_what_a_server_lacks_is_told_by_id(
 
 def test_the_example_shows_the_defaults() -> None:
     """Uncommented as it stands, it makes a server with the settings one has without it; places aside."""
-    lines = (ROOT / ".env.example").read_text().splitlines()
-    shown = dict(re.findall(r"^# (FLEET_[A-Z_]+)=(\S*)", "\n".join(lines), re.MULTILINE))
+    shown = example()
     ask = f"import fleet.settings as s, json; print(json.dumps([repr(getattr(s, n)) for n in {SIMPLE!r}]))"
     bare = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
     bare["FLEET_SECRET_KEY"] = shown["FLEET_SECRET_KEY"] = "x" * 32
