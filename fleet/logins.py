@@ -1,11 +1,12 @@
 """Logins: in the audit log, and few enough per address that passwords cannot be guessed.
 
 Five failures of a name from one address, or thirty from one address, close that way for a quarter of an hour. Only the first
-failure and the closing are written down, so nobody can fill the log by failing.
+failure of a name and the closing are written down, so nobody can fill the log by failing.
 """
 
 import hashlib
 from datetime import timedelta
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from django.contrib.auth.backends import ModelBackend
@@ -29,9 +30,19 @@ def _address(request: HttpRequest | None) -> str:
     return request.META.get("REMOTE_ADDR", "") if request is not None else ""
 
 
+def _network(address: str) -> str:
+    """Where attempts of one address are counted: there, or at its /64, for an IPv6 host has as many addresses as it likes."""
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return address
+    return address if ip.version == 4 else str(ip_network((ip, 64), strict=False))
+
+
 def _limits(name: str, address: str) -> dict[str, int]:
-    """The counters of a login attempt and how far each may go."""
-    keys = {f"{name.casefold()}\0{address}": NAME_LIMIT, address: ADDRESS_LIMIT}
+    """The counters of a login attempt and how far each may go; that of the address first."""
+    network = _network(address)
+    keys = {network: ADDRESS_LIMIT, f"{name.casefold()}\0{network}": NAME_LIMIT}
     return {hashlib.sha256(key.encode()).hexdigest(): limit for key, limit in keys.items()}
 
 
@@ -96,3 +107,5 @@ def _failed(sender: object, credentials: dict[str, Any], request: HttpRequest | 
             audit.record("login.closed", shown, site=None, actor="nobody", address=address, failures=limit)
         elif row.count == 1 and limit == NAME_LIMIT:
             audit.record("login.failed", shown, site=None, actor="nobody", address=address)
+        if row.count > limit:
+            return  # whoever knocks at a closed door with ever new names makes no row and no entry of each

@@ -15,14 +15,15 @@ from fleet.models import AuditEntry, Site
 
 log = logging.getLogger(__name__)
 ONCE_PER = timedelta(minutes=1)
-LOOK_BACK = 100  # entries of a chain in which the same refusal is looked for
+MOST = 10  # refusals of a person in that time and in one chain
+LOOK_BACK = 100  # entries of a chain in which they are looked for
 
 
 class RefusalMiddleware:
     """Notes what services refused during a request, and answers 403 to people who are logged in.
 
-    The same refusal of the same person is written once a minute: a script that insists does not fill the log. Strangers are
-    not written down at all, they have no name.
+    The same refusal of the same person is written once a minute, and no more than ten of a person: a script that insists, or
+    goes through all there is, does not fill the log. Strangers are not written down at all, they have no name.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
@@ -55,6 +56,7 @@ def _record(user: User, what: str, site: Site | None, where: str) -> None:
     chain = f"site-{site.pk}" if site else audit.EVERYWHERE
     latest = AuditEntry.objects.filter(chain=chain).order_by("-sequence")[:LOOK_BACK]
     since = timezone.now() - ONCE_PER
-    said = {(entry.actor, entry.subject) for entry in latest if entry.action == "refused" and entry.at > since}
-    if (user.get_username()[:150], what[:200]) not in said:
+    name = user.get_username()[:150]
+    said = [e.subject for e in latest if (e.action, e.actor) == ("refused", name) and e.at > since]
+    if what[:200] not in said and len(said) < MOST:
         audit.record("refused", what, site=site, actor=user, request=where)
