@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from pytest_django import DjangoAssertNumQueries
 from fleet import audit
 from fleet.models import AuditEntry
 from tests.agents.restores import make_command, make_restore
+from tests.services import PROJECT, database_url
 from tests.world import World, make_client, make_world
 
 
@@ -211,3 +215,42 @@ def test_the_log_is_written_out_and_no_file_is_overwritten(
     assert capsys.readouterr().out == ""
     with pytest.raises(CommandError, match=r"no site 'nowhere'; there are: .*clubroom"):
         call_command("audit", "verify", "--site", "nowhere")
+
+
+@pytest.mark.slow
+def test_a_reader_who_has_enough_gets_no_complaint(transactional_db: None) -> None:
+    world = make_world()
+    with transaction.atomic():
+        for _ in range(400):  # more than a pipe holds
+            audit.record("test", "thing " * 30, site=world.clubroom, actor=world.vera)
+    with subprocess.Popen(
+        [sys.executable, "manage.py", "audit", "export"],
+        cwd=PROJECT,
+        env={**os.environ, "FLEET_DATABASE_URL": database_url()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as export:
+        assert export.stdout is not None
+        assert export.stderr is not None
+        assert export.stdout.readline().startswith("id,chain,sequence,")
+        export.stdout.close()
+        assert export.stderr.read() == ""
+        assert export.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_half_a_file_is_not_left_behind(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "log.csv"
+    script = f"ulimit -f 0; exec {sys.executable} manage.py audit export --out {out}"
+    asked = subprocess.run(
+        ["sh", "-c", script],
+        cwd=PROJECT,
+        env={**os.environ, "FLEET_DATABASE_URL": database_url()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert asked.returncode == 1
+    assert asked.stderr == f"CommandError: {out} cannot be written: File too large.\n"
+    assert not out.exists()

@@ -1,3 +1,4 @@
+import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator
@@ -63,13 +64,20 @@ class Command(BaseCommand):
         rows = rows.filter(**{name: value for name, value in limits.items() if value is not None})
         fields = [field.attname for field in rows.model._meta.concrete_fields]
         write, _ = WRITERS[options["format"]]
+        lines = write(plain(rows, fields), fields)
         if options["out"] is None:
-            sys.stdout.writelines(write(plain(rows, fields), fields))
+            try:
+                sys.stdout.writelines(lines)
+                sys.stdout.flush()
+            except BrokenPipeError:  # as in `… | head`; Python would complain of it once more at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return
         try:
             with options["out"].open("x", encoding="utf-8", newline="") as file:
-                file.writelines(write(plain(rows, fields), fields))
+                file.writelines(lines)
         except OSError as error:
+            if not isinstance(error, FileExistsError):
+                options["out"].unlink(missing_ok=True)  # half a log looks like a whole one
             raise CommandError(f"{options['out']} cannot be written: {error.strerror}.") from error
 
 
