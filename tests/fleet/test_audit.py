@@ -36,6 +36,17 @@ def test_the_database_refuses_to_change_or_remove_an_entry(world: World, stateme
         cursor.execute(statement)
 
 
+@pytest.mark.parametrize("table", ["fleet_auditentry", "agents_homerestore"])
+def test_the_database_refuses_to_put_another_row_in_the_place_of_one(world: World, table: str) -> None:
+    make_restore(world, make_client(world.clubroom))
+    replace = {
+        "sqlite": f"INSERT OR REPLACE INTO {table} SELECT * FROM {table}",
+        "postgresql": f"INSERT INTO {table} SELECT * FROM {table} ON CONFLICT (id) DO UPDATE SET at = now()",
+    }[connection.vendor]
+    with pytest.raises(DatabaseError, match="append-only"), transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(replace)
+
+
 def unguarded(*statements: str) -> None:
     """Run ``statements`` as one who owns the database can: with its triggers taken away."""
     with connection.cursor() as cursor:
