@@ -3,6 +3,8 @@
 import configparser
 import re
 import shlex
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,7 +56,7 @@ def test_a_unit_runs_what_the_procfile_runs(unit: object) -> None:
         assert (option in there) == (option in here)
         if option in here:
             assert there[there.index(option) + 1] == here[here.index(option) + 1]
-    assert (PROJECT / ".venv/bin" / there[0]).exists()
+    assert (Path(sys.executable).parent / there[0]).exists()
 
 
 @pytest.mark.parametrize(("key", "owner"), [("FLEET_COMMAND_KEY", "sender"), ("FLEET_SESSION_KEY", "gateway")])
