@@ -24,7 +24,7 @@ run: setup-run ## the server alone: web, gateway, workers, clock and a private R
 
 test: setup-test ## the whole suite, on SQLite and PostgreSQL, with real builds, boots and browsers
 	$(PYTHON) -m pytest
-	$(PYTHON) -m tests.postgres -- $(PYTHON) -m pytest -m "not lab and not build and not browser" tests/fleet tests/images tests/agents tests/board
+	$(PYTHON) -m tests.postgres -- $(PYTHON) -m pytest -m "not lab and not build and not browser and not once" tests/fleet tests/images tests/agents tests/board
 
 test-fast: setup-test ## what takes less than a minute
 	$(PYTHON) -m pytest -m "not slow and not lab and not build and not browser"

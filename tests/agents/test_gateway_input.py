@@ -329,6 +329,7 @@ def test_bytes_that_are_no_request_do_it_no_harm(room: Room, visitor: Visitor, r
     assert all(status < 500 for status in statuses(raw(room.gate, request_bytes, 0.5)))
 
 
+@pytest.mark.once
 def test_who_sends_slowly_is_cut_off_and_keeps_nobody_waiting(room: Room, visitor: Visitor) -> None:
     with contextlib.ExitStack() as stack:
         wires = [stack.enter_context(socket.create_connection(("127.0.0.1", room.gate.port), 15)) for _ in range(50)]

@@ -13,6 +13,7 @@ from django.conf import settings
 from fleet.processes import read_procfile
 from tests.services import PROJECT
 
+pytestmark = pytest.mark.once
 SCHEDULE: dict[str, Any] = settings.CELERY_BEAT_SCHEDULE
 UNITS = sorted(PROJECT.glob("deploy/*.service"))
 SERVERS = [unit for unit in UNITS if unit.stem != "fleet-audit"]

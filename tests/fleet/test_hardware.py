@@ -18,6 +18,7 @@ from fleet.hardware import (
     parse_adapters,
 )
 
+pytestmark = pytest.mark.once
 # Few ids, so that rules and adapters often fit each other.
 ids = st.sampled_from(["1013", "1002", "00b8", "5046"])
 wild = st.one_of(st.just("*"), ids)

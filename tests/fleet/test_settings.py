@@ -18,6 +18,7 @@ from agents.signing import make_keys
 from fleet.env import Env
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.once
 SIMPLE = [
     *("COMMAND_KEY", "SESSION_KEY", "DEBUG", "ALLOWED_HOSTS", "PUBLIC_URL", "GATEWAY_URL", "REDIS_URL", "POLL_HOLD"),
     *("POLL_SPREAD", "LOST_AFTER", "BOOT_TOKEN_LIFE", "BOOT_LIMIT", "COMMAND_LIFE"),

@@ -18,6 +18,7 @@ from fleet.exceptions import SiteError
 from fleet.processes import Processes, printer, read_procfile
 from tests.services import PROJECT, Service, free_port, start, wait_for
 
+pytestmark = pytest.mark.once
 TRAP = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(99)"
 
 
