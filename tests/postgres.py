@@ -80,10 +80,11 @@ def main() -> int:
 
 def run(command: list[str], environment: dict[str, str]) -> int:
     """The exit code of ``command``, which gets the time to tidy up when we are told to end."""
+    # The terminal's Ctrl-C tells the command, too. An exception here could come between its death and our reading of
+    # its exit code, which would be lost.
+    signal.signal(signal.SIGINT, lambda *_: None)
     child = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", "--", *command], env=environment)
     try:
-        code = child.wait()
-    except KeyboardInterrupt:  # the terminal told the command, too
         code = child.wait()
     finally:
         if child.poll() is None:

@@ -51,6 +51,7 @@ class Agent:
         self.cycling = self.running = False  # until the next login; until the account is made too
         self.counting = ""  # the cycle whose report waits for that account
         self.load()
+        self.resumed = self.open is not None  # by the daemon that was before
 
     # What is remembered
 
@@ -242,6 +243,9 @@ class Agent:
         except (OSError, ValueError) as error:
             print(f"What the cycle threw away could not be counted: {error}", file=sys.stderr, flush=True)
             account = {}
+        if self.resumed and account.get("files") == 0:
+            account = {}  # of the home that it had made already: what it threw away is not known
+        self.resumed = False
         with self.lock:
             told["result"].update(account)
             self.counting, self.running = "", False

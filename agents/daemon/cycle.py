@@ -44,6 +44,8 @@ class Cycle:
     def run(self, fetch: Callable[[str, int, str], None]) -> None:
         """As far as the new session. After a failure the login stays held: better nobody than somebody's data."""
         self.home.prepare(self.args["home"], self.args["home_bytes"], fetch)
+        if self.home.digest != self.args["home_digest"]:
+            raise Stuck("The template does not have the digest that was ordered; nothing was done.")
         self.started = self.last = time.monotonic()
         before = self.session.logins()
         self.session.hold(True)

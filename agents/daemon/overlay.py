@@ -49,7 +49,7 @@ class Home:
 
     def __init__(self, path: str, boot_template: str, percent: str) -> None:
         self.path, self.boot_template, self.percent = path, boot_template, percent
-        self.template, self.contents = "", dict[bytes, str]()
+        self.template, self.contents, self.digest = "", dict[bytes, str](), ""
 
     def place(self, template: str) -> tuple[str, str]:
         """(mount point, file) of a template."""
@@ -58,7 +58,7 @@ class Home:
         return f"{BASE}/{template}", f"{BASE}/{template}.squashfs"
 
     def prepare(self, template: str, size: int, fetch: Callable[[str, int, str], None]) -> None:
-        """Have the template mounted, and the SHA-256 of each of its files measured; both only once."""
+        """Have the template mounted, and it and each of its files measured (`digest`, `contents`); all only once."""
         if template == self.template:
             return
         point, file = self.place(template)
@@ -72,7 +72,7 @@ class Home:
         tree = os.fsencode(point)
         paths = [(path, os.path.join(tree, path)) for path in entries(tree)]
         self.contents = {path: file_digest(full) for path, full in paths if stat.S_ISREG(os.lstat(full).st_mode)}
-        self.template = template
+        self.template, self.digest = template, tree_digest(point, self.contents)
 
     def discard(self) -> list[int]:
         """Take the home away. Its descriptors (all of it, its upper layer) keep it readable until they are closed."""

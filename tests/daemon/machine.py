@@ -27,7 +27,7 @@ python3 -c 'import os; os.setxattr(".profile", "user.origin", b"template")'
 RECIPE = Recipe(
     name="test-cycle",
     suite="bookworm",
-    packages=("tmux",),
+    packages=("tmux", "procps"),
     files=(ROOT_SHELL, RecipeFile("/usr/local/bin/stubborn", STUBBORN, 0o755)),
     hooks=(Hook("a home with more than plain files", _HOME),),
     home_files=(

@@ -14,7 +14,6 @@ with open("saves/deep/big", "wb") as big:
     big.write(os.urandom(3_000_000))
 with open(".profile", "a") as profile:
     profile.write("exit\n")
-os.setxattr(".profile", "user.origin", b"mine")
 os.unlink("dangling")
 os.symlink("/etc/passwd", "dangling")
 os.unlink(".config/game/current")

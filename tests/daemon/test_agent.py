@@ -1,0 +1,226 @@
+"""The daemon's loop against a gateway that answers badly, or sends what must not be obeyed. Real HTTP, real signatures."""
+
+import dataclasses
+import itertools
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.daemon import protocol
+from agents.daemon.link import ANSWER_BYTES, CAP_S, Away, Link
+from tests.daemon.gateway import Gateway, Key
+from tests.daemon.namespace import UID, Namespace
+
+pytestmark = pytest.mark.root
+AGENT = ("/usr/bin/python3", "-E", "-s", "-S", "-m", "agent")
+SYSTEMCTL = "#!/bin/sh\necho $@ >>/run/asked\nexec sleep 60\n"
+
+
+class Daemon(Namespace):
+    """The daemon as its unit runs it, in a place where it can break nothing."""
+
+    def begin(self, gateway: Gateway) -> None:
+        keys = {
+            f"{name}_keys": protocol.format_keys({key.name: key.public})
+            for name, key in (("command", gateway.command_key), ("session", gateway.session_key))
+        }
+        plan = {"bearer": gateway.bearer, "client": gateway.client, "session": gateway.session, "user": "player"}
+        plan |= {"uid": str(UID), "home": "f" * 64, "home_percent": "50", **keys}
+        self.write("/run/fleet/plan", protocol.format_plan(plan))
+        self.write("/run/cmdline", f"quiet fleet.server={gateway.url}\n")
+        self.write("/run/bin/systemctl", SYSTEMCTL, 0o755)
+        self.start("mount", "--bind", "/run/cmdline", "/proc/cmdline").wait(10)
+        with self.path("/run/log").open("a") as log:
+            self.process = self.start(*AGENT, stderr=log)
+
+    @property
+    def asked(self) -> str:
+        """What it asked systemd for."""
+        file = self.path("/run/asked")
+        return file.read_text() if file.exists() else ""
+
+    @property
+    def log(self) -> str:
+        return self.path("/run/log").read_text()
+
+    def memory_kib(self) -> int:
+        child = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0]
+        status = Path(f"/proc/{child}/status").read_text()
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    gateway = Gateway()
+    yield gateway
+    gateway.close()
+
+
+@pytest.fixture
+def daemon(gateway: Gateway) -> Iterator[Daemon]:
+    with Daemon() as daemon:
+        daemon.begin(gateway)
+        gateway.wait(lambda: gateway.polls)
+        yield daemon
+
+
+def wrong(gateway: Gateway, fault: str) -> tuple[protocol.Command, dict[str, str]]:
+    """A restart with one thing wrong about it, and its envelope."""
+    now = gateway.now_ms()
+    changes: dict[str, dict[str, Any]] = {
+        "wrong-client": {"client": str(uuid.uuid4())},
+        "wrong-boot": {"boot": str(uuid.uuid4())},
+        "old-sequence": {"sequence": 0},
+        "expired": {"not_before_ms": now - 2000, "expires_ms": now - 1000},
+        "not-yet": {"not_before_ms": now + 30_000},
+        "bad-arguments": {"args": {"force": True}},
+        "unknown-verb": {"verb": "format"},
+    }
+    command = dataclasses.replace(gateway.command(protocol.RESTART), **changes.get(fault, {}))
+    if fault == "unknown-key":
+        return command, gateway.wrap(command, Key("stranger"))
+    if fault == "bad-signature":
+        return command, gateway.wrap(command, Key(gateway.command_key.name))
+    return command, gateway.wrap(command)
+
+
+@pytest.mark.parametrize("reason", [reason for reason in protocol.REASONS if reason not in ("busy", "cancelled")])
+def test_what_must_not_be_obeyed_is_refused_with_its_reason_and_not_done(
+    gateway: Gateway, daemon: Daemon, reason: str
+) -> None:
+    command, envelope = wrong(gateway, reason)
+    gateway.send(envelope)
+    report = gateway.wait(lambda: gateway.told(command.command, protocol.REFUSED))
+    assert report["reason"] == reason
+    assert [told["state"] for told in gateway.reports] == ["refused"]
+    assert daemon.asked == ""
+
+
+def test_a_good_command_is_done_after_its_acceptance_was_taken(gateway: Gateway, daemon: Daemon) -> None:
+    command = gateway.command(protocol.RESTART)
+    gateway.send(gateway.wrap(command))
+    gateway.wait(lambda: gateway.told(command.command, protocol.ACCEPTED))
+    gateway.wait(lambda: gateway.byes == ["restart"])
+    wait_until(lambda: daemon.asked)
+    assert daemon.asked == "--no-block reboot\n"
+
+
+def test_a_command_whose_acceptance_the_server_rejects_is_not_done(gateway: Gateway, daemon: Daemon) -> None:
+    command = gateway.command(protocol.RESTART)
+    gateway.rejected.add(command.command)
+    gateway.send(gateway.wrap(command))
+    report = gateway.wait(lambda: gateway.told(command.command, protocol.REFUSED))
+    assert report["reason"] == "cancelled"
+    assert daemon.asked == ""
+
+
+def test_a_command_that_failed_and_comes_again_is_answered_from_memory(gateway: Gateway, daemon: Daemon) -> None:
+    gateway.fault = lambda method, path: b"HTTP/1.1 404 Not Found\r\n\r\n" if path.startswith("/store/") else None
+    command = gateway.command(protocol.CYCLE, {"home": "f" * 64, "home_bytes": 1, "home_digest": "e" * 64})
+    gateway.send(gateway.wrap(command))
+    first = gateway.wait(lambda: gateway.told(command.command, protocol.FAILED))
+    assert "404" in first["reason"]
+    wait_until(lambda: time.monotonic() - gateway.polls[-1][0] > 0.5)  # parked
+    told = len(gateway.reports)
+    gateway.send(gateway.wrap(command))
+    gateway.wait(lambda: len(gateway.reports) > told)
+    assert gateway.reports[told:] == [first]
+
+
+def wait_until(happened: Any, seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, f"Not within {seconds} s."
+        time.sleep(0.02)
+
+
+ENDLESS = b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (ANSWER_BYTES * 4)
+FAULTS = {
+    "an error": (b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n", "status 500"),
+    "too many": (b"HTTP/1.1 429 Busy\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n", "status 429"),
+    "rubbish": (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n{[}]", "not a JSON object"),
+    "a list": (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", "not a JSON object"),
+    "no HTTP": (b"220 mail.example ESMTP\r\n", "BadStatusLine"),
+    "nothing": (b"", "RemoteDisconnected"),
+    "half an answer": (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "not a JSON object"),
+    "an endless body": (ENDLESS, "not a JSON object"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_it_keeps_off_a_gateway_that_answers_badly_and_comes_back_by_itself(
+    gateway: Gateway, daemon: Daemon, fault: str
+) -> None:
+    answer, said = FAULTS[fault]
+    asked: list[float] = []
+
+    def bad(method: str, path: str) -> bytes:
+        asked.append(time.monotonic())
+        return answer
+
+    gateway.fault = bad
+    memory = daemon.memory_kib()
+    gateway.send({})  # ends the parked poll, with an answer it does not like either
+    wait_until(lambda: len(asked) >= 3, 30)
+    assert said in daemon.log
+    assert daemon.memory_kib() < memory + 4 * ANSWER_BYTES / 1024
+    if fault == "too many":
+        assert min(after - before for before, after in itertools.pairwise(asked)) >= 1
+    gateway.fault = lambda method, path: None
+    command = gateway.command(protocol.RESTART)
+    gateway.send(gateway.wrap(command))
+    gateway.wait(lambda: gateway.told(command.command, protocol.ACCEPTED), 40)
+
+
+@pytest.mark.slow
+def test_it_finds_a_gateway_again_that_was_gone(gateway: Gateway, daemon: Daemon) -> None:
+    port = gateway.server.server_address[1]
+    gateway.fault = lambda method, path: b""  # for the connection that there is
+    gateway.close()
+    gateway.send({})
+    wait_until(lambda: "ConnectionRefused" in daemon.log, 30)
+    again = Gateway(port=port)
+    again.client, again.session, again.bearer = gateway.client, gateway.session, gateway.bearer
+    again.command_key, again.session_key, again.boot_id = gateway.command_key, gateway.session_key, gateway.boot_id
+    try:
+        again.wait(lambda: again.polls, 40)
+        command = again.command(protocol.RESTART)
+        again.send(again.wrap(command))
+        again.wait(lambda: again.told(command.command, protocol.ACCEPTED))
+    finally:
+        again.close()
+
+
+def test_pauses_are_spread_over_all_of_a_bound_that_doubles_up_to_two_minutes() -> None:
+    link = Link("http://127.0.0.1:1", "", 0)
+    for failures, bound in ((0, 1.0), (1, 2.0), (6, 64.0), (9, CAP_S), (10, CAP_S)):
+        pauses = []
+        for _ in range(400):
+            link.failures = failures
+            pauses.append(link.pause_s(Away("gone"), 0))
+        assert max(pauses) <= bound
+        assert min(pauses) < bound * 0.1
+        assert max(pauses) > bound * 0.9
+    assert link.pause_s(Away("busy", 429, 300), 0) >= 300
+
+
+def test_what_it_remembers_survives_it(gateway: Gateway, daemon: Daemon) -> None:
+    command, envelope = wrong(gateway, "bad-arguments")
+    gateway.send(envelope)
+    gateway.wait(lambda: gateway.told(command.command, protocol.REFUSED))
+    kept = json.loads(daemon.path("/run/fleet/commands.json").read_text())
+    assert kept["sequence"] == command.sequence
+    assert kept["reports"][command.command]["reason"] == "bad-arguments"
+    daemon.end(daemon.process)
+    polls, told = len(gateway.polls), len(gateway.reports)
+    daemon.process = daemon.start(*AGENT)
+    gateway.wait(lambda: len(gateway.polls) > polls)
+    gateway.send(envelope)
+    gateway.wait(lambda: len(gateway.reports) > told)
+    assert gateway.reports[told]["reason"] == "bad-arguments"
