@@ -73,7 +73,7 @@ def pids(pc: Machine) -> set[str]:
 def test_nothing_of_a_stubborn_user_outlives_a_cycle(pc: Machine, fresh: str, time: str) -> None:
     assert pc.pc.sh(LOOK) == fresh
     usual, before, polls = programs(pc), pc.sessions(), len(pc.gateway.polls)
-    pc.pc.type("stubborn\n")
+    pc.pc.enter("stubborn")
     pc.pc.sh("until [ -e /tmp/stubborn ]; do sleep 0.2; done", 40)
     pc.pc.sh("cd /home/player; mkdir mounted && mount -t tmpfs other mounted && echo more >mounted/more; cd /")
     pc.wait_for_state(protocol.IN_USE, polls)

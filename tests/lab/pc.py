@@ -134,9 +134,23 @@ class Pc:
         self.qmp.execute("screendump", filename=str(path.resolve()), format="png")
         return path
 
-    def type(self, text: str) -> None:
-        """Type on the PC's own keyboard."""
-        self.qmp.type(text)
+    def enter(self, line: str, timeout_s: float = 60.0) -> None:
+        """Type a line on the PC's own keyboard, look whether its first console shows it, and press Enter.
+
+        A guest that stands still for a moment loses keys. Needs the root shell on the serial console.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self.qmp.type(line)
+            for _ in range(10):
+                seen = self.sh("cat /dev/vcs1").rstrip()
+                if seen.endswith(line):
+                    self.press("ret")
+                    return
+                time.sleep(0.2)
+            if time.monotonic() > deadline:
+                raise LabError(f"{self.name}: {line!r} was typed again and again; its screen ends with {seen[-400:]!r}")
+            self.press("ctrl", "u")
 
     def press(self, *keys: str) -> None:
         """Press keys together: `pc.press("ctrl", "alt", "f2")`."""

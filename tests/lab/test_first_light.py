@@ -44,7 +44,7 @@ setsid sleep 301 &
 tmux new -d 'sleep 302'
 (exec 9>held; cd a; sleep 303) &
 mkdir -p a/b; head -c 3000000 /dev/urandom >a/b/big; ln -sf /etc/passwd link; echo x >>.profile; chmod 700 README
-forks() { while :; do (sleep 1) & (sleep 1) & wait; done; }
+forks() { while :; do (sleep 3) & (sleep 3) & wait; done; }
 for i in 1 2 3 4; do forks & done
 touch /tmp/left
 disown -a
@@ -212,8 +212,11 @@ def says_what_it_is(box: Box, gamer: Pc, contest: Pc, version: ImageVersion) -> 
 def is_cycled(box: Box, pc: Pc) -> None:
     client = Client.objects.get(mac=pc.mac)
     fresh = pc.sh(INDEPENDENT)
-    pc.type("stubborn\n")
-    wait_for(lambda: len(processes_of_player(pc)) > 15, f"the user works: {pc.text[-500:]}", 60)
+    pc.enter("stubborn")
+    try:
+        wait_for(lambda: len(processes_of_player(pc)) > 15, "the user works", 60)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; {processes_of_player(pc)}; {pc.sh('cat /dev/vcs1')}") from error
     await_state(box, pc, ClientState.IN_USE, seconds=30)
     assert pc.sh(INDEPENDENT) != fresh
     before, old = sessions_of_player(pc), processes_of_player(pc)
@@ -241,7 +244,7 @@ def is_cycled(box: Box, pc: Pc) -> None:
 
 
 def processes_of_player(pc: Pc) -> set[str]:
-    return set(pc.sh('for d in /proc/[0-9]*; do [ "$(stat -c %U $d 2>/dev/null)" != player ] || echo $d; done').split())
+    return set(pc.sh("find /proc -ignore_readdir_race -maxdepth 1 -user player -name '[0-9]*'").split())
 
 
 def sessions_of_player(pc: Pc) -> set[str]:
@@ -252,7 +255,7 @@ def is_cycled_while_the_server_falls(box: Box, pc: Pc) -> None:
     """The gateway and Redis are killed the moment the client has accepted; what it did arrives all the same."""
     client = Client.objects.get(mac=pc.mac)
     fresh = pc.sh(INDEPENDENT)
-    pc.type("touch gone\n")
+    pc.enter("touch gone")
     wait_for(lambda: pc.sh("ls /home/player/gone 2>/dev/null || true").strip(), "the user works", 30)
     pids = box.processes.pids()
     box.api("orders/", {"verb": "cycle", "clients": [str(client.pk)], "reason": "under fault"})
