@@ -1,6 +1,6 @@
 # Stateless Fleet. `make` prints what there is to do.
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-fast check lock clean bench-boot bench-build bench-cycle setup-run setup-lab setup-test setup-bench
+.PHONY: help demo run test test-machines test-server test-fast test-fast-fleet test-fast-rest check lock clean bench-boot bench-build bench-cycle setup-run setup-lab setup-test setup-bench
 PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -22,12 +22,29 @@ demo: setup-lab ## build an image, boot two virtual PCs from it and show them on
 run: setup-run ## the server alone: web, gateway, workers, clock and a private Redis
 	@$(PYTHON) manage.py up
 
+# Two lanes side by side, one for each processor that a small machine has; each line with the name of its lane.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+LANES := @$(MAKE) --no-print-directory --keep-going -j2
+PYTEST := $(PYTHON) -u -m pytest -v
+MACHINES := tests/lab tests/initrd tests/daemon
+AS_LANE = 2>&1 | (trap '' INT; exec sed -u 's/^/$(@:test-%=%) | /')
+FAST := -m "not slow and not lab and not build and not browser"
+ROWS := -m "not lab and not build and not browser and not once" tests/fleet tests/images tests/agents tests/board
+
 test: setup-test ## the whole suite, on SQLite and PostgreSQL, with real builds, boots and browsers
-	$(PYTHON) -m pytest
-	$(PYTHON) -m tests.postgres -- $(PYTHON) -m pytest -m "not lab and not build and not browser and not once" tests/fleet tests/images tests/agents tests/board
+	$(LANES) test-machines test-server
+test-machines:
+	@$(PYTEST) $(MACHINES) $(AS_LANE)
+test-server:
+	@{ $(PYTEST) $(MACHINES:%=--ignore=%); sqlite=$$?; $(PYTHON) -m tests.postgres -- $(PYTEST) $(ROWS) && exit $$sqlite; } $(AS_LANE)
 
 test-fast: setup-test ## what takes less than a minute
-	$(PYTHON) -m pytest -m "not slow and not lab and not build and not browser"
+	$(LANES) test-fast-fleet test-fast-rest
+test-fast-fleet:
+	@$(PYTEST) $(FAST) tests/fleet tests/images tests/board $(AS_LANE)
+test-fast-rest:
+	@$(PYTEST) $(FAST) --ignore=tests/fleet --ignore=tests/images --ignore=tests/board $(AS_LANE)
 
 check: setup-test ## linters, types, imports, shell, templates, migrations, deploy checks
 	ruff check .
