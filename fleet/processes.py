@@ -44,6 +44,7 @@ class Process:
     name: str
     argv: list[str]
     popen: subprocess.Popen[bytes] | None = None
+    reader: threading.Thread | None = None
     falls: list[float] = field(default_factory=list)
 
 
@@ -78,7 +79,8 @@ class Processes:
                 f"{process.name} cannot be started: {process.argv[0]}: {error.strerror}.",
                 hint="`scripts/setup run` installs what is missing.",
             ) from error
-        threading.Thread(target=self._read, args=(process, process.popen), daemon=True).start()
+        process.reader = threading.Thread(target=self._read, args=(process, process.popen), daemon=True)
+        process.reader.start()
 
     def _read(self, process: Process, popen: subprocess.Popen[bytes]) -> None:
         assert popen.stdout is not None
@@ -96,6 +98,8 @@ class Processes:
             if process.falls and now - process.falls[-1] < min(2 ** len(process.falls), 30):
                 continue
             process.falls.append(now)
+            if process.reader is not None:  # its last words first; a child of its own may hold the pipe for ever
+                process.reader.join(1)
             self._say(process.name, f"ended with {process.popen.returncode}; starting it again")
             self._start(process)
 

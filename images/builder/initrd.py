@@ -28,8 +28,8 @@ DIRECTORIES = (
 )  # fmt: skip
 # What our scripts call. The kernel itself calls /sbin/modprobe for protocols and PHY drivers.
 APPLETS = (
-    "cat", "chmod", "chown", "chroot", "cp", "cpio", "cut", "dd", "grep", "ip", "kill", "ln", "losetup", "mkdir",
-    "modprobe", "mount", "reboot", "rm", "setsid", "sh", "sha256sum", "sleep", "stat", "switch_root", "sync", "timeout", "tr",
+    "cat", "chmod", "chown", "chroot", "cp", "cpio", "cut", "dd", "grep", "gunzip", "ip", "kill", "ln", "losetup",
+    "mkdir", "mount", "mv", "reboot", "rm", "setsid", "sh", "sha256sum", "sleep", "stat", "switch_root", "sync", "timeout", "tr",
     "udhcpc", "uname", "usleep", "wget",
 )  # fmt: skip
 # For the kernel that starts it. Its algorithms were tested by those who built it; at each boot that costs more than a second
@@ -139,7 +139,7 @@ def _pack_programs(archive: Archive, run: Runner) -> None:
     archive.file("bin/busybox", Path(found), 0o755)
     for applet in APPLETS:
         archive.symlink(f"bin/{applet}", "busybox")
-    archive.symlink("sbin/modprobe", "../bin/busybox")
+    archive.symlink("sbin/modprobe", "../fleet/modprobe")
     _pack_dmsetup(archive, run)
     for script in sorted(SCRIPTS.iterdir()):
         if script.name == "init":
@@ -188,13 +188,13 @@ def _pack_tree(archive: Archive, source: Path, name: str) -> None:
 
 
 def _pack_modules(archive: Archive, modules_dir: Path, release: str, modules: dict[str, list[str]]) -> None:
-    """The modules decompressed (busybox reads no zstd), with the two tables busybox's modprobe reads."""
+    """Each module as a gzip file (see images/initrd/modprobe), with the two tables busybox's modprobe reads."""
     base = f"lib/modules/{release}"
     archive.directory(base)
     for name in _parents(modules):
         archive.directory(f"{base}/{name}")
     for path in sorted(modules):
-        archive.file(f"{base}/{_plain(path)}", _decompressed(modules_dir / path))
+        archive.file(f"{base}/{_plain(path)}.gz", gzip.compress(_decompressed(modules_dir / path), mtime=0))
     dependencies = "".join(
         f"{_plain(path)}: {' '.join(_plain(first) for first in reversed(modules[path]))}".rstrip() + "\n"
         for path in sorted(modules)

@@ -32,7 +32,7 @@ root() {
         download root "$server/store/$plan_root" "$plan_root_bytes" /run/fleet/root.squashfs
         losetup -r /dev/loop0 /run/fleet/root.squashfs || fail root other "There is no loop device."
         dmsetup --noudevsync --noudevrules create root --readonly --table "0 $((plan_root_blocks * 8)) verity 1 \
-/dev/loop0 /dev/loop0 4096 4096 $plan_root_blocks $plan_root_blocks sha256 $plan_root_hash - 1 check_at_most_once" \
+/dev/loop0 /dev/loop0 4096 4096 $plan_root_blocks $plan_root_blocks blake2b-512 $plan_root_hash - 1 check_at_most_once" \
             >/run/fleet/answer 2>&1 || fail root mount "The root's hash tree could not be set up: $(cat /run/fleet/answer)"
         # The first block is the squashfs's own: it is read here so that a wrong root is named, not a mount that fails.
         [ "$plan_check" = whole ] && count='' || count=count=1
@@ -42,13 +42,13 @@ root() {
         dmsetup --noudevsync --noudevrules remove root
         losetup -d /dev/loop0
         rm /run/fleet/root.squashfs
-        say "The root that came is not the one of the boot plan (sha256 of a block), round $round of 2."
+        say "The root that came is not the one of the boot plan (a block has another hash), round $round of 2."
     done
     damaged
 }
 
 damaged() {
-    fail verify digest-mismatch "The root of $plan_version is damaged on its way or on the server: a block has another sha256."
+    fail verify digest-mismatch "The root of $plan_version is damaged on its way or on the server: a block has another hash."
 }
 
 # intact: no block with another hash was met yet (device-mapper's own word for it: V or C, valid or corrupt).

@@ -18,7 +18,7 @@ drivers() {
             done
         done
         # shellcheck disable=SC2086 # a list of words
-        [ -z "$wanted" ] || modprobe -abq $wanted 2>/dev/null
+        [ -z "$wanted" ] || /fleet/modprobe -abq $wanted 2>/dev/null
         if find_interface; then return; fi
     done
 }

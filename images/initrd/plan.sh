@@ -110,8 +110,8 @@ check_plan() {
     done
     for value in "$plan_root" "$plan_root_hash" "$plan_plan" "$plan_home"; do
         case $value in *[!0-9a-f]*) bad_plan "a digest" ;; esac
-        [ ${#value} -eq 64 ] || bad_plan "a digest"
     done
+    case ${#plan_root},${#plan_root_hash},${#plan_plan},${#plan_home} in 64,128,64,64) ;; *) bad_plan "a digest" ;; esac
     case $plan_name in '' | -* | *[!A-Za-z0-9-]*) bad_plan name ;; esac
     case $plan_user in '' | [!a-z_]* | *[!a-z0-9_-]*) bad_plan user ;; esac
 }

@@ -58,7 +58,7 @@ def test_a_root_bent_where_nothing_was_read_is_found_once_the_pc_has_booted(imag
         pc.wait_for("THIS PC CANNOT GO ON: The root of gamer-7 is damaged", 120)
         trouble = gateway.wait_for_trouble()
         assert (trouble["stage"], trouble["error"], trouble["mac"]) == ("verify", "digest-mismatch", pc.mac)
-        assert trouble["detail"].startswith("The root of gamer-7 is damaged: a block has another sha256")
+        assert trouble["detail"].startswith("The root of gamer-7 is damaged: a block has another hash")
         pc.wait_for("Linux version", 60)
 
 

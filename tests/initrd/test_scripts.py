@@ -39,7 +39,7 @@ def test_each_applet_the_scripts_call_has_a_link_and_none_is_there_for_nothing()
     called: set[str] = set()
     for script in SHELL:
         text = "\n".join(re.sub(r'"[^"$]*"', '""', line) for line in code(script))
-        called |= {word for word in re.findall(COMMAND, text, re.MULTILINE) if word in known}
+        called |= {word for word in re.findall(COMMAND, text, re.MULTILINE) if word in known - {"busybox"}}
     assert called - BUILTINS <= set(APPLETS)
     assert called >= set(APPLETS) - {"sh", "kill"}
 
@@ -49,7 +49,7 @@ def plan_text(tmp_path: Path) -> str:
     for name in ("root", "plan", "home"):
         (tmp_path / name).write_text(name)
     kernel, initrd, root, plan, home = (tmp_path / name for name in ("kernel", "initrd", "root", "plan", "home"))
-    return Version(kernel, initrd, root, plan, home, Verity("ab" * 32, 1)).boot_plan()
+    return Version(kernel, initrd, root, plan, home, Verity("ab" * 64, 1)).boot_plan()
 
 
 def checked(plan: str) -> str:
