@@ -136,7 +136,9 @@ def test_the_same_input_gives_the_same_bytes(modules: Path, daemon: Path, tmp_pa
 
 
 @pytest.mark.parametrize("suffix", [".xz", ".gz"])
-def test_modules_that_a_distribution_packed_are_packed_as_busybox_unpacks_them(modules: Path, daemon: Path, tmp_path: Path, suffix: str) -> None:
+def test_modules_that_a_distribution_packed_are_packed_as_busybox_unpacks_them(
+    modules: Path, daemon: Path, tmp_path: Path, suffix: str
+) -> None:
     """Other distributions compress each module; their tables name them so."""
     packer = {".xz": "xz", ".gz": "gzip"}[suffix]
     for path in modules.rglob("*.ko"):
