@@ -28,7 +28,7 @@ DIRECTORIES = (
 )  # fmt: skip
 # What our scripts call. The kernel itself calls /sbin/modprobe for protocols and PHY drivers.
 APPLETS = (
-    "cat", "chmod", "chown", "chroot", "cp", "cpio", "cut", "dd", "grep", "gunzip", "ip", "kill", "ln", "losetup",
+    "cat", "chmod", "chown", "chroot", "cp", "cpio", "cut", "dd", "grep", "gunzip", "insmod", "ip", "kill", "ln", "losetup",
     "mkdir", "mount", "mv", "reboot", "rm", "setsid", "sh", "sha256sum", "sleep", "stat", "switch_root", "sync", "timeout", "tr",
     "udhcpc", "uname", "usleep", "wget",
 )  # fmt: skip
@@ -55,7 +55,8 @@ def build(tree: Path, kernel_release: str, daemon: Path, output: Path, run: Runn
     modules_dir = tree / "lib/modules" / kernel_release
     if not (modules_dir / "modules.dep").is_file():
         raise BuildError(f"{modules_dir} has no modules.dep: install kernel {kernel_release} and run depmod.")
-    modules = closure(kernel_release, modules_dir, (SCRIPTS / "modules").read_text())
+    listing = (SCRIPTS / "modules").read_text()
+    modules = closure(kernel_release, modules_dir, listing)
     with tempfile.TemporaryDirectory(prefix="initrd-", dir=output.parent) as scratch:
         plain = Path(scratch, "initrd.cpio")
         with plain.open("wb") as stream, Archive(stream) as archive:
@@ -63,16 +64,30 @@ def build(tree: Path, kernel_release: str, daemon: Path, output: Path, run: Runn
                 archive.directory(name)
             _pack_programs(archive, run)
             _pack_tree(archive, daemon, "fleet/agent")
-            _pack_modules(archive, modules_dir, kernel_release, modules)
+            _pack_modules(archive, modules_dir, kernel_release, modules, loaded_always(modules, listing))
             _pack_firmware(archive, tree, modules_dir, modules)
         run(["zstd", "--quiet", "--force", "-9", str(plain), "-o", str(output)])
     return Initrd(tuple(_name(path) for path in modules), output.stat().st_size)
 
 
-def wanted(listing: str) -> list[tuple[str, bool]]:
-    """Module names of `images/initrd/modules`, each with whether a boot cannot do without it."""
+@dataclass(frozen=True)
+class Wanted:
+    """A line of `images/initrd/modules`: whether a boot cannot do without the module, and whether each loads it."""
+
+    name: str
+    required: bool
+    always: bool
+
+
+def wanted(listing: str) -> list[Wanted]:
     lines = (line.strip() for line in listing.splitlines())
-    return [(line.lstrip("!"), line.startswith("!")) for line in lines if line and not line.startswith("#")]
+    found = []
+    for line in lines:
+        if line and not line.startswith("#"):
+            name = line.lstrip("!+")
+            marks = line[: -len(name)]
+            found.append(Wanted(name, "!" in marks, "+" in marks))
+    return found
 
 
 def closure(release: str, modules_dir: Path, listing: str) -> dict[str, list[str]]:
@@ -100,12 +115,20 @@ def closure(release: str, modules_dir: Path, listing: str) -> dict[str, list[str
             order.update(dict.fromkeys([*found[other], other]))
         found[path] = list(order)
 
-    for name, required in wanted(listing):
-        if _canonical(name) in paths:
-            visit(paths[_canonical(name)])
-        elif required and _canonical(name) not in built_in:
-            raise BuildError(f"Kernel {release} has no module {name}, which no client can boot without.")
+    for module in wanted(listing):
+        name = _canonical(module.name)
+        if name in paths:
+            visit(paths[name])
+        elif module.required and name not in built_in:
+            raise BuildError(f"Kernel {release} has no module {module.name}, which no client can boot without.")
     return found
+
+
+def loaded_always(modules: dict[str, list[str]], listing: str) -> list[str]:
+    """Of what `closure` gave, the paths that every boot loads, in load order."""
+    names = {_canonical(module.name) for module in wanted(listing) if module.always}
+    first = {other for path, needs in modules.items() if _canonical(_name(path)) in names for other in (path, *needs)}
+    return [path for path in modules if path in first]
 
 
 def _soft_dependencies(path: Path) -> dict[str, list[str]]:
@@ -187,14 +210,24 @@ def _pack_tree(archive: Archive, source: Path, name: str) -> None:
             archive.file(f"{name}/{path.name}", path, 0o755 if path.stat().st_mode & 0o100 else 0o644)
 
 
-def _pack_modules(archive: Archive, modules_dir: Path, release: str, modules: dict[str, list[str]]) -> None:
-    """Each module as a gzip file (see images/initrd/modprobe), with the two tables busybox's modprobe reads."""
+def _pack_modules(
+    archive: Archive, modules_dir: Path, release: str, modules: dict[str, list[str]], first: list[str]
+) -> None:
+    """Each module with the two tables busybox's modprobe reads.
+
+    Those that each boot loads as they are, listed in /fleet/root-modules; the others as gzip files (images/initrd/modprobe).
+    """
     base = f"lib/modules/{release}"
     archive.directory(base)
     for name in _parents(modules):
         archive.directory(f"{base}/{name}")
     for path in sorted(modules):
-        archive.file(f"{base}/{_plain(path)}.gz", gzip.compress(_decompressed(modules_dir / path), mtime=0))
+        content = _decompressed(modules_dir / path)
+        if path in first:
+            archive.file(f"{base}/{_plain(path)}", content)
+        else:
+            archive.file(f"{base}/{_plain(path)}.gz", gzip.compress(content, mtime=0))
+    archive.file("fleet/root-modules", "".join(f"/{base}/{_plain(path)}\n" for path in first).encode())
     dependencies = "".join(
         f"{_plain(path)}: {' '.join(_plain(first) for first in reversed(modules[path]))}".rstrip() + "\n"
         for path in sorted(modules)

@@ -1,16 +1,22 @@
 # shellcheck shell=sh disable=SC2034,SC2154 # its variables come from init or go there
 # Fetches artefacts by their digest. Reads: server, the plan_* variables.
 
-# room BYTES: make /run big enough for what is fetched into it, and leave a fifth of the memory for the rest.
+# room ROOT OTHERS: places for the root and for what else is fetched (bytes); a fifth of the memory is left for the rest.
 room() {
     available_kib=0
     while read -r key value _; do
         [ "$key" != MemAvailable: ] || available_kib=$value
     done </proc/meminfo
-    mib=$(($1 / 1048576 + 1))
+    mib=$((($1 + $2) / 1048576 + 1))
     [ "$mib" -lt $((available_kib * 4 / 5120)) ] ||
         fail fetch no-space "This version needs $mib MiB of memory, this PC has $((available_kib / 1024)) MiB free."
-    mount -o "remount,size=$((mib + available_kib / 5120))m" /run
+    mount -o "remount,size=$(($2 / 1048576 + 1 + available_kib / 5120))m" /run
+    # The root has a place of its own, for huge pages: it is one file that is written once (a kernel without them takes small ones).
+    mkdir /run/fleet/share
+    size=$(($1 / 1048576 + 4))m
+    mount -t tmpfs -o "mode=0700,size=$size,huge=always" share /run/fleet/share 2>/dev/null ||
+        mount -t tmpfs -o "mode=0700,size=$size" share /run/fleet/share ||
+        fail fetch other "The kernel gives no memory for the root."
 }
 
 # fetch WHAT DIGEST BYTES FILE: the artefact is in FILE and is what the plan says, or this PC does not boot it.
@@ -29,8 +35,8 @@ fetch() {
 # them are read before anything is mounted; otherwise /fleet/scrub does that when the PC has booted.
 root() {
     for round in 1 2; do
-        download root "$server/store/$plan_root" "$plan_root_bytes" /run/fleet/root.squashfs
-        losetup -r /dev/loop0 /run/fleet/root.squashfs || fail root other "There is no loop device."
+        download root "$server/store/$plan_root" "$plan_root_bytes" /run/fleet/share/root.squashfs
+        losetup -r /dev/loop0 /run/fleet/share/root.squashfs || fail root other "There is no loop device."
         dmsetup --noudevsync --noudevrules create root --readonly --table "0 $((plan_root_blocks * 8)) verity 1 \
 /dev/loop0 /dev/loop0 4096 4096 $plan_root_blocks $plan_root_blocks blake2b-512 $plan_root_hash - 1 check_at_most_once" \
             >/run/fleet/answer 2>&1 || fail root mount "The root's hash tree could not be set up: $(cat /run/fleet/answer)"
@@ -41,7 +47,7 @@ root() {
         intact && fail root other "The root cannot be read: $(cat /run/fleet/answer)"
         dmsetup --noudevsync --noudevrules remove root
         losetup -d /dev/loop0
-        rm /run/fleet/root.squashfs
+        rm /run/fleet/share/root.squashfs
         say "The root that came is not the one of the boot plan (a block has another hash), round $round of 2."
     done
     damaged

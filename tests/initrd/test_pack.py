@@ -127,6 +127,21 @@ def test_the_initrd_holds_scripts_daemon_modules_and_their_tables(modules: Path,
     ]
 
 
+def test_what_every_boot_loads_is_listed_in_load_order_and_packed_ready_to_load(
+    modules: Path, daemon: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(initrd.SCRIPTS, tmp_path / "scripts")
+    (tmp_path / "scripts/modules").write_text("!virtio_pci\n+no_such_module\n!+r8169\n")
+    monkeypatch.setattr(initrd, "SCRIPTS", tmp_path / "scripts")
+    initrd.build(tmp_path / "tree", RELEASE, daemon, tmp_path / "initrd", Runner(Recorded("initrd", "")))
+    root = unpacked(tmp_path / "initrd", tmp_path / "root")
+    listed = (root / "fleet/root-modules").read_text().split()
+    assert [Path(path).name for path in listed] == ["libphy.ko", "realtek.ko", "r8169.ko"]
+    assert all((root / path.lstrip("/")).read_bytes().startswith(b"a module") for path in listed)
+    packed = {path.name for path in root.rglob("*.ko.gz")}
+    assert packed == {"virtio.ko.gz", "virtio_ring.ko.gz", "virtio_pci.ko.gz"}
+
+
 def test_the_same_input_gives_the_same_bytes(modules: Path, daemon: Path, tmp_path: Path) -> None:
     run = Runner(Recorded("initrd", ""))
     shutil.copytree(tmp_path / "tree", tmp_path / "later/tree")

@@ -28,8 +28,8 @@ class Command(BaseCommand):
         env = box_environment(
             options["data"].resolve(), web_port=options["web_port"], gateway_port=options["gateway_port"]
         )
-        # Ctrl-C, a closed terminal and systemd all mean the same.
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        # Ctrl-C, a closed terminal and systemd all mean the same; Ctrl-C also where a script that is deaf to it started us.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler)
         try:
             with sole_use(Path(env["FLEET_DATA"])):

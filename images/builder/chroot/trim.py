@@ -27,9 +27,10 @@ UNITS = (
     "modprobe@drm.service",
     # The journal hears from systemd itself what audit would tell it once more; nobody asks a client when it booted.
     "systemd-journald-audit.socket", "systemd-update-utmp.service",
+    "systemd-binfmt.service",  # comes later, see _COLDPLUG_REST
 )  # fmt: skip
 
-# Generator → the file that gives it work; "" is for those that only ever look at disks and boot loaders.
+# Generator → the file that gives it work; "" is for those that only ever look at disks, boot loaders and the kernel's command line.
 # Each costs a process before the first unit starts.
 GENERATORS = {
     "systemd-bless-boot-generator": "",
@@ -39,6 +40,7 @@ GENERATORS = {
     "systemd-hibernate-resume-generator": "",
     "systemd-integritysetup-generator": "/etc/integritytab",
     "systemd-rc-local-generator": "/etc/rc.local",
+    "systemd-run-generator": "",  # systemd.run= on the kernel's command line, which is ours
     "systemd-system-update-generator": "",
     "systemd-veritysetup-generator": "/etc/veritytab",
 }
@@ -56,14 +58,15 @@ _COLDPLUG_FIRST = (
 _COLDPLUG_GRAPHICAL = "--subsystem-match=pci --attr-match=class=0x03*"
 _COLDPLUG_REST = """\
 [Unit]
-Description=Drivers of the devices that no login waits for
+Description=Drivers of the devices, and formats of programs, that no login waits for
 After=getty.target
 
 [Service]
 # Not oneshot: gettys (Type=idle) would wait for its end. Without terminals: udev sets the times of a node it meets again,
 # which would look as if somebody had typed there.
 ExecStart=/bin/sh -c 'sleep 1; udevadm trigger --type=subsystems --action=add; \\
-    exec udevadm trigger --action=add --subsystem-nomatch=tty'
+    udevadm trigger --action=add --subsystem-nomatch=tty; \\
+    [ ! -x /usr/lib/systemd/systemd-binfmt ] || exec /usr/lib/systemd/systemd-binfmt'
 """
 
 _JOURNAL = "[Journal]\nStorage=volatile\nRuntimeMaxUse=32M\n"

@@ -23,6 +23,14 @@ MEASURE = {
     "getty": "/usr/local/lib/bench/getty",
     "bench.conf": "/etc/systemd/system/serial-getty@ttyS0.service.d/bench.conf",
 }
+# A client of ours logs its user in on its screen; a peer does it by the same drop-in of the getty.
+USER = "player"
+AUTOLOGIN = f"""\
+[Service]
+Type=simple
+ExecStart=
+ExecStart=-/sbin/agetty --autologin {USER} %I $TERM
+"""
 # Without zstd initramfs-tools falls back to gzip in silence, and the peer would pay for unpacking that.
 BASE = (debian.KERNELS["amd64"], *debian.BASE, "zstd")
 _EPOCH = 1767225600  # 2026-01-01, the clock of the virtual PC
@@ -48,6 +56,7 @@ def built(system: System, cache: Path) -> Path:
         "base": BASE,
         "sources": [str(source) for source in sources.sources(recipe)],
         "measure": [(GUEST / name).read_text() for name in MEASURE],
+        "autologin": AUTOLOGIN,
         "pack": squashfs.command(Path("tree"), Path("root"), _EPOCH),
         "options": debian.DOCUMENTS,
         "without": "/boot",
@@ -77,6 +86,12 @@ def _bootstrap(system: System, work: Path) -> None:
     hooks = [
         f'mkdir -p "$1{Path(target).parent}" && cp {shlex.quote(str(GUEST / name))} "$1{target}"'
         for name, target in MEASURE.items()
+    ]
+    (work / "autologin.conf").write_text(AUTOLOGIN)
+    directory = "/etc/systemd/system/getty@tty1.service.d"
+    hooks += [
+        f'chroot "$1" useradd --create-home --shell /bin/bash {USER}',
+        f'mkdir -p "$1{directory}" && cp {work}/autologin.conf "$1{directory}/"',
     ]
     (work / "finish").write_text(f"set -eux\n{system.script}\n")
     _run(
