@@ -134,8 +134,8 @@ class _Apt:
         self._tree = tree
         place = tree.with_name("apt")
         listed = sources(recipe)
-        self._lists = cache / hashlib.sha256("\n".join(map(str, listed)).encode()).hexdigest()[:16]
-        for directory in (place / "sources.d", place / "empty", self._lists / "partial", self._lists / "cache"):
+        self._lists = cache / hashlib.sha256("\n".join(map(str, listed)).encode()).hexdigest()[:16] / "lists"
+        for directory in (place / "sources.d", place / "empty", self._lists / "partial"):
             directory.mkdir(parents=True, exist_ok=True)
         (tree / "var/cache/apt/archives/partial").mkdir(parents=True, exist_ok=True)
         (place / "sources.d/recipe.sources").write_text("\n".join(map(str, listed)))
@@ -152,7 +152,7 @@ class _Apt:
             "Dir::Etc::Trusted": "/etc/apt/trusted.gpg",
             "Dir::Etc::TrustedParts": "/etc/apt/trusted.gpg.d",
             "Dir::State::Lists": str(self._lists),
-            "Dir::Cache": f"{self._lists}/cache",
+            "Dir::Cache": f"{self._lists.parent}/",
             "Dir::Cache::archives": f"{tree}/var/cache/apt/archives",
             "Dir::Log": f"{place}/empty",
             "Dir::Bin::dpkg": str(dpkg),
@@ -163,6 +163,13 @@ class _Apt:
         lines = [f'{name} "{value}";' for name, value in options.items()]
         chosen = (*DOCUMENTS, "force-unsafe-io", "force-confdef", "force-confold")
         lines += [f'DPkg::Options:: "--{option}";' for option in chosen]
+        # Else apt would ask dpkg some twenty times for what does not change.
+        database = ["dpkg", f"--admindir={tree / 'var/lib/dpkg'}"]
+        known = [
+            *run(["dpkg", "--print-architecture"]).split(),
+            *run([*database, "--print-foreign-architectures"]).split(),
+        ]
+        lines += [f'APT::Architectures:: "{architecture}";' for architecture in known]
         lines += run(["apt-config", "dump", *_PROXY]).splitlines()
         (place / "apt.conf").write_text("\n".join(lines) + "\n")
         self._argv = ["env", f"APT_CONFIG={place}/apt.conf", "apt-get", "--yes", "--quiet"]
