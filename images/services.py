@@ -83,6 +83,16 @@ def retry(version: ImageVersion, actor: Actor, reason: str = "") -> ImageVersion
     return _queue(again, actor, reason, "version.retried", of=str(version))
 
 
+def may_change(parent: ImageVersion, actor: Actor) -> None:
+    """Raises Forbidden or WrongState when ``actor`` may derive nothing from ``parent``."""
+    _require(actor, Right.BUILD, parent)
+    if parent.status != VersionStatus.READY:
+        raise WrongState(
+            f"Nothing can be derived from {parent}: it is {parent.get_status_display().lower()}.",
+            hint="Only from a ready version.",
+        )
+
+
 @transaction.atomic
 def request_derived(
     parent: ImageVersion, change: Mapping[str, Any], actor: Actor, reason: str = "", *, keep: bool = False
@@ -91,12 +101,7 @@ def request_derived(
 
     Raises Forbidden, WrongState when the parent is not ready, and OperatorError naming what cannot be done.
     """
-    _require(actor, Right.BUILD, parent)
-    if parent.status != VersionStatus.READY:
-        raise WrongState(
-            f"Nothing can be derived from {parent}: it is {parent.get_status_display().lower()}.",
-            hint="Only from a ready version.",
-        )
+    may_change(parent, actor)
     try:
         wanted = Change.from_dict(Recipe.from_dict(parent.recipe), change)
     except RecipeError as error:

@@ -24,7 +24,7 @@ from images.builder.run import Runner
 from images.builder.scratch import scratch
 from images.builder.store import Artefact, Store
 
-KEPT = 6  # roots; a whole one takes what its files take, a derived one what it changed
+KEPT = 3  # roots used last; a whole one takes what its files take, a derived one what it changed
 DEEPEST = 8  # layers before a root is unpacked whole again; the kernel's limit is 500, a reader's patience is less
 _NAME = re.compile(r"[0-9a-f]{64}")
 
