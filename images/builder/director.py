@@ -69,7 +69,7 @@ def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
         scratch(context.work, keep=context.keep) as work,
         context.store.scratch() as ready,
     ):
-        build = _Build(steps)
+        build = _Build(steps, work)
         tree, started = work / "tree", time.time()
         snapshot = family.snapshot(recipe)  # before, not after: what appears meanwhile is not in it
         with build.step("bootstrap", f"Install Debian {recipe.suite} and {_count(recipe.packages, 'package')}") as run:
@@ -121,8 +121,8 @@ def derive_here(
         scratch(context.work, keep=context.keep) as work,
         context.store.scratch() as ready,
     ):
-        build = _Build(steps)
         work = place or work
+        build = _Build(steps, work)
         trees, tree, upper, started = Trees(context.work), work / "tree", work / "upper", time.time()
         with ExitStack() as opened:
             with build.step("open", f"Open the root of {parent.digest[:12]}") as run:
@@ -166,11 +166,13 @@ def sweep_up(context: Context) -> list[Path]:
 @dataclass(frozen=True, slots=True)
 class _Build:
     steps: Steps
+    work: Path
 
     @contextmanager
     def step(self, name: str, title: str) -> Iterator[Runner]:
         with self.steps.step(name, title) as step:
-            yield Runner(step, {"SOURCE_DATE_EPOCH": "0"})  # makes programs leave today out
+            # The first makes programs leave today out. What one that is killed leaves of its own is swept up with the rest.
+            yield Runner(step, {"SOURCE_DATE_EPOCH": "0", "TMPDIR": str(self.work)})
 
 
 def _count(things: Sized, name: str) -> str:

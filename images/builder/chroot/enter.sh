@@ -27,4 +27,5 @@ if [ -n "$network" ] && [ -e "$root/etc/resolv.conf" ]; then # the image's own i
 else
     ip link set lo up 2>/dev/null || true
 fi
+unset TMPDIR # the host's
 HOME=/root exec chroot "$root" "$@"
