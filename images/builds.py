@@ -112,16 +112,14 @@ def _build(version: ImageVersion, tell: Callable[[str], object], place: Path | N
 
 
 def _unchanged(version: ImageVersion, recipe: Recipe, where: director.Context, follower: Follower) -> Manifest | None:
-    """What the last build of the same recipe gave, if another would give the same: then there is nothing to build."""
-    earlier = ImageVersion.objects.filter(image=version.image, status=VersionStatus.READY, parent=None)
-    last = earlier.filter(recipe=version.recipe).order_by("-number").first()
-    if last is None or last.contents is None:
+    """What the last build gave, if this one would give the same; notes what this one is built from."""
+    version.provenance = director.provenance(recipe, where)  # before, not after: what appears meanwhile is not in it
+    ready = ImageVersion.objects.filter(image=version.image, status=VersionStatus.READY, parent=None)
+    last = ready.exclude(provenance="").filter(provenance=version.provenance).order_by("-number").first()
+    if last is None:
         return None
-    with follower.step("compare", f"Look what has changed since {last}") as step:
-        if not director.is_current(last.contents, recipe, where):
-            step.output("The archives or the builder: a build is needed.\n")
-            return None
-        step.output(f"Nothing: recipe, archives and builder are those of {last}, so this version is the same.\n")
+    with follower.step("compare", f"Compare with {last}") as step:
+        step.output(f"Recipe, archives and builder are those of {last}, so this version is the same.\n")
     return last.contents
 
 
@@ -137,6 +135,7 @@ def _finish(version: ImageVersion, manifest: Manifest) -> None:
         VersionStatus.READY,
         digest=manifest.digest,
         manifest=manifest.to_dict(),
+        provenance=version.provenance,
         finished_at=timezone.now(),
     )
     audit.record("version.ready", version, site=version.image.site, actor=WORKER, digest=manifest.digest)

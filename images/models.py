@@ -204,6 +204,12 @@ class ImageVersion(models.Model):
         help_text="Derived from it.",
     )
     change = models.JSONField(null=True, editable=False, help_text="What makes it of its parent.")
+    provenance = models.CharField(
+        max_length=64,
+        blank=True,
+        editable=False,
+        help_text="What it was built from (images.builder.director.provenance).",
+    )
     reason = models.CharField(max_length=200, blank=True)
     requested_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
     requested_at = models.DateTimeField(default=timezone.now)

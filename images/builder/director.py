@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import time
@@ -11,12 +12,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from images.builder import apart, maintenance, rootplan
+from images.builder import apart, initrd, maintenance, rootplan
 from images.builder.change import Change
 from images.builder.chroot import debian, inside
 from images.builder.errors import DiskFull
 from images.builder.manifest import Manifest
-from images.builder.packing import Packed, fingerprint, pack
+from images.builder.packing import Packed, pack
 from images.builder.recipe import Hook, Recipe
 from images.builder.run import CommandFailed, Runner
 from images.builder.scratch import scratch, sweep
@@ -71,7 +72,6 @@ def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
     ):
         build = _Build(steps, work)
         tree, started = work / "tree", time.time()
-        snapshot = family.snapshot(recipe)  # before, not after: what appears meanwhile is not in it
         with build.step("bootstrap", f"Install Debian {recipe.suite} and {_count(recipe.packages, 'package')}") as run:
             family.bootstrap(recipe, tree, run)
         epoch = family.youngest_shipped(tree, started) if context.epoch is None else context.epoch
@@ -84,18 +84,27 @@ def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
         with build.step("finish", "Make it a diskless client's") as run:
             packages = family.packages(tree, run)
             family.finish(tree, epoch)
-        packed = Packed(tree, recipe, packages, epoch, snapshot)
+        packed = Packed(tree, recipe, packages, epoch)
         manifest = pack(packed, ready, context.store, context.daemon, context.initrds, build.step)
         Trees(context.work).keep(manifest.root, tree, epoch)
     Trees(context.work).prune()
     return manifest
 
 
-def is_current(manifest: Manifest, recipe: Recipe, context: Context) -> bool:
-    """Whether building `recipe`, which gave `manifest`, would give the same again: same archives, same builder."""
-    if not manifest.snapshot or manifest.builder != fingerprint(context.daemon):
-        return False
-    return bool(manifest.snapshot == FAMILIES[recipe.family].snapshot(recipe))
+def provenance(recipe: Recipe, context: Context) -> str:
+    """Names what a build of `recipe` would be made from now: the recipe, its archives, and the builder with initrd and daemon.
+
+    SHA-256 (hex); the same provenance, the same version. "" when the archives cannot be read.
+    """
+    snapshot = FAMILIES[recipe.family].snapshot(recipe)
+    if not snapshot:
+        return ""
+    digest = hashlib.sha256(f"{recipe.digest} {snapshot}".encode())
+    for top in (Path(__file__).parent, initrd.SCRIPTS, context.daemon):
+        for path in sorted(top.rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(f"\0{path.relative_to(top)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def derive(
@@ -142,7 +151,7 @@ def derive_here(
                 shipped = family.youngest_shipped(upper if layered else tree, started)
                 epoch = max(parent.epoch, shipped) if context.epoch is None else context.epoch
                 family.finish(tree, epoch)
-            packed = Packed(tree, recipe, packages, epoch, parent=parent.digest, change=change)
+            packed = Packed(tree, recipe, packages, epoch, parent.digest, change)
             manifest = pack(packed, ready, context.store, context.daemon, context.initrds, build.step)
         if layered:
             trees.keep_change(manifest.root, upper, parent.root, epoch)

@@ -32,8 +32,6 @@ class Manifest:
     volatile: Mapping[str, int]  # directories, copies, symlinks; bytes copied
     unpacked_bytes: int  # of the files in the root before they were packed
     epoch: int  # no time in the version is later (s)
-    snapshot: str = ""  # of the archives it was built from; nothing when they could not be read
-    builder: str = ""  # SHA-256 of the code that built it, its initrd and daemon
     parent: str = ""  # digest of the version it was derived from
     change: Mapping[str, Any] | None = None  # what made it of that
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import stat
@@ -38,7 +37,6 @@ class Packed:
     recipe: Recipe
     packages: tuple[Package, ...]
     epoch: int
-    snapshot: str = ""
     parent: str = ""
     change: Change | None = None
 
@@ -80,24 +78,12 @@ def pack(packed: Packed, ready: Path, store: Store, daemon: Path, cache: Path, s
             volatile=plan.summary(),
             unpacked_bytes=sum(entry.size for entry in entries),
             epoch=epoch,
-            snapshot=packed.snapshot,
-            builder=fingerprint(daemon),
             parent=packed.parent,
             change=packed.change.to_dict() if packed.change else None,
         )
         (ready / "manifest").write_bytes(manifest.to_json())
         store.put(ready / "manifest")
     return manifest
-
-
-def fingerprint(daemon: Path) -> str:
-    """SHA-256 (hex) of the code that makes a version and of what it puts in."""
-    digest = hashlib.sha256()
-    for top in (Path(__file__).parent, initrd.SCRIPTS, daemon):
-        for path in sorted(top.rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
-                digest.update(f"{path.relative_to(top)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _take_kernel(tree: Path, output: Path) -> str:

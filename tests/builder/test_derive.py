@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from images.builder import maintenance
 from images.builder.change import Change
 from images.builder.chroot import debian, inside
-from images.builder.director import Context, derive, is_current
+from images.builder.director import Context, derive, provenance
 from images.builder.errors import RecipeError
 from images.builder.manifest import Manifest
 from images.builder.recipe import Hook, RecipeFile
@@ -209,7 +210,9 @@ def test_a_script_sees_and_reaches_nothing_of_the_host(parent_tree: Path) -> Non
 
 def test_services_that_package_scripts_start_do_not_start(parent_tree: Path) -> None:
     step = Recorded("script", "A script")
-    script = "invoke-rc.d --force dbus start || echo refused $?; systemctl start dbus || true; ls /run/dbus 2>&1 || true"
+    script = (
+        "invoke-rc.d --force dbus start || echo refused $?; systemctl start dbus || true; ls /run/dbus 2>&1 || true"
+    )
     debian.hook(Hook("start", script), parent_tree, Runner(step))
     assert "policy-rc.d denied execution of start" in "".join(step.lines)
     assert not any("dbus-daemon" in words and str(parent_tree) in words for words in command_lines())
@@ -250,14 +253,15 @@ def test_a_maintenance_shell_changes_a_copy_and_a_version_is_made_of_it(
     assert Manifest.load(place.store, parent.digest) == parent
 
 
-def test_a_recipe_that_would_give_the_same_is_known_without_a_build(
-    place: Context, version: tuple[Manifest, Store], tmp_path: Path
-) -> None:
-    assert version[0].snapshot != ""
-    assert is_current(version[0], SMALL, place)
+def test_a_recipe_that_would_give_the_same_is_known_without_a_build(place: Context, tmp_path: Path) -> None:
+    now = provenance(SMALL, place)
+    assert len(now) == 64
+    assert provenance(SMALL, place) == now
+    assert provenance(replace(SMALL, packages=()), place) != now
+    assert provenance(replace(SMALL, mirror="http://127.0.0.1:9"), place) == ""
     shutil.copytree(DAEMON, tmp_path / "daemon")
     (tmp_path / "daemon/agent.py").write_text("print('another')\n")
-    assert not is_current(version[0], SMALL, Context(place.work, place.store, tmp_path / "daemon"))
+    assert provenance(SMALL, Context(place.work, place.store, tmp_path / "daemon")) != now
 
 
 @pytest.mark.parametrize(
