@@ -22,7 +22,16 @@ from images import tasks
 from images.builder.change import Change
 from images.builder.errors import RecipeError
 from images.builder.recipe import Recipe
-from images.models import HomeTemplate, Image, ImageFile, ImageHook, ImageVersion, Release, VersionStatus
+from images.models import (
+    HomeTemplate,
+    Image,
+    ImageFile,
+    ImageHook,
+    ImageVersion,
+    Release,
+    TemplateOrigin,
+    VersionStatus,
+)
 
 Actor = User | AnonymousUser
 M = TypeVar("M", bound=models.Model)
@@ -35,7 +44,7 @@ def may(actor: Actor, right: Right, row: models.Model) -> bool:
     return rows.visible_to(actor, right).exists()
 
 
-def _require(actor: Actor, right: Right, row: models.Model) -> None:
+def require(actor: Actor, right: Right, row: models.Model) -> None:
     if not may(actor, right, row):
         raise Forbidden(
             f"You may not {right.label.split(',')[0]}: {row}.",
@@ -44,7 +53,7 @@ def _require(actor: Actor, right: Right, row: models.Model) -> None:
         )
 
 
-def _by(actor: Actor) -> User | None:
+def by(actor: Actor) -> User | None:
     return actor if isinstance(actor, User) else None
 
 
@@ -55,7 +64,7 @@ def request_build(image: Image, actor: Actor, reason: str = "") -> ImageVersion:
     Raises Forbidden, OperatorError naming the field of a recipe that cannot be built, and WrongState when the same
     recipe waits already.
     """
-    _require(actor, Right.BUILD, image)
+    require(actor, Right.BUILD, image)
     try:
         recipe = image.recipe().to_dict()
     except RecipeError as error:
@@ -68,7 +77,7 @@ def request_build(image: Image, actor: Actor, reason: str = "") -> ImageVersion:
 @transaction.atomic
 def retry(version: ImageVersion, actor: Actor, reason: str = "") -> ImageVersion:
     """Queue a new version from the recipe of one that failed or was cancelled, whatever the recipe is by now."""
-    _require(actor, Right.BUILD, version)
+    require(actor, Right.BUILD, version)
     if version.status not in (VersionStatus.FAILED, VersionStatus.CANCELLED):
         raise WrongState(
             f"{version} cannot be tried again: it is {version.get_status_display().lower()}.",
@@ -85,7 +94,7 @@ def retry(version: ImageVersion, actor: Actor, reason: str = "") -> ImageVersion
 
 def may_change(parent: ImageVersion, actor: Actor) -> None:
     """Raises Forbidden or WrongState when ``actor`` may derive nothing from ``parent``."""
-    _require(actor, Right.BUILD, parent)
+    require(actor, Right.BUILD, parent)
     if parent.status != VersionStatus.READY:
         raise WrongState(
             f"Nothing can be derived from {parent}: it is {parent.get_status_display().lower()}.",
@@ -133,7 +142,7 @@ def _queue(version: ImageVersion, actor: Actor, reason: str, action: str, **deta
         if (waiting.recipe, waiting.parent_id, waiting.change) == (version.recipe, version.parent_id, version.change):
             raise WrongState(f"{waiting} is queued already, with the same recipe.", hint="Wait for it, or cancel it.")
     version.number = (ImageVersion.objects.filter(image=image).aggregate(last=Max("number"))["last"] or 0) + 1
-    version.reason, version.requested_by = reason.strip()[:200], _by(actor)
+    version.reason, version.requested_by = reason.strip()[:200], by(actor)
     version.save(force_insert=True)
     audit.record(action, version, site=image.site, actor=actor, reason=version.reason, **detail)
     if not (version.change and version.change["by_hand"]):
@@ -144,7 +153,7 @@ def _queue(version: ImageVersion, actor: Actor, reason: str, action: str, **deta
 @transaction.atomic
 def cancel_build(version: ImageVersion, actor: Actor, reason: str = "") -> None:
     """Cancel a version that is queued or building; its worker sees it within a second and removes what it made."""
-    _require(actor, Right.BUILD, version)
+    require(actor, Right.BUILD, version)
     move(version, VersionStatus.CANCELLED, finished_at=timezone.now())
     audit.record("version.cancelled", version, site=version.image.site, actor=actor, reason=reason.strip()[:200])
 
@@ -152,7 +161,7 @@ def cancel_build(version: ImageVersion, actor: Actor, reason: str = "") -> None:
 @transaction.atomic
 def release(version: ImageVersion, client_class: ClientClass, actor: Actor, reason: str = "") -> Release:
     """Give ``version`` to the clients of ``client_class``: they boot it from their next boot on."""
-    _require(actor, Right.RELEASE, client_class)
+    require(actor, Right.RELEASE, client_class)
     if version.image.site_id not in (None, client_class.site_id):
         raise OperatorError(
             f"{version} belongs to another site than the class {client_class}.",
@@ -163,19 +172,22 @@ def release(version: ImageVersion, client_class: ClientClass, actor: Actor, reas
             f"{version} cannot be released: it is {version.get_status_display().lower()}.",
             hint="Only a ready version can.",
         )
-    current = _current(client_class)
+    current = current_of(client_class)
     if current and current.version_id == version.pk:
         raise WrongState(f"{version} is what {client_class} boots already.", hint="There is nothing to do.")
     assert version.contents is not None  # the database allows no ready version without
-    home = HomeTemplate.objects.get(image=version.image, sha256=version.contents.home.sha256)
-    return _release(current, Release(client_class=client_class, version=version, home=home), actor, reason, "released")
+    if current and current.version.image_id == version.image_id and current.home.origin != TemplateOrigin.BUILD:
+        home = current.home  # somebody chose it for this class; a new version is no reason to take it away
+    else:
+        home = HomeTemplate.objects.get(image=version.image, sha256=version.contents.home.sha256)
+    return give(current, Release(client_class=client_class, version=version, home=home), actor, reason, "released")
 
 
 @transaction.atomic
 def roll_back(client_class: ClientClass, actor: Actor, reason: str = "") -> Release:
     """Give the class again what it booted before its current release. Asked again it goes back one further."""
-    _require(actor, Right.RELEASE, client_class)
-    current = _current(client_class)
+    require(actor, Right.RELEASE, client_class)
+    current = current_of(client_class)
     effective = (current.restores or current) if current else None
     earlier = (
         Release.objects.filter(client_class=client_class, pk__lt=effective.pk).order_by("-pk").first()
@@ -187,19 +199,19 @@ def roll_back(client_class: ClientClass, actor: Actor, reason: str = "") -> Rele
     again = Release(
         client_class=client_class, version=earlier.version, home=earlier.home, restores=earlier.restores or earlier
     )
-    return _release(current, again, actor, reason, "rolled-back")
+    return give(current, again, actor, reason, "rolled-back")
 
 
-def _current(client_class: ClientClass) -> Release | None:
+def current_of(client_class: ClientClass) -> Release | None:
     """The current release, under the lock of its class: two releases at once come one after the other."""
     ClientClass.objects.select_for_update().get(pk=client_class.pk)
-    releases = Release.objects.select_related("version__image", "restores")
+    releases = Release.objects.select_related("version__image", "restores", "home")
     return releases.filter(client_class=client_class, current=True).first()
 
 
-def _release(current: Release | None, new: Release, actor: Actor, reason: str, action: str) -> Release:
+def give(current: Release | None, new: Release, actor: Actor, reason: str, action: str) -> Release:
     Release.objects.filter(client_class=new.client_class, current=True).update(current=False)
-    new.released_by, new.reason = _by(actor), reason.strip()[:200]
+    new.released_by, new.reason = by(actor), reason.strip()[:200]
     new.save(force_insert=True)
     audit.record(
         f"version.{action}",
@@ -209,6 +221,7 @@ def _release(current: Release | None, new: Release, actor: Actor, reason: str, a
         client_class=new.client_class.slug,
         digest=new.version.digest,
         replaces=str(current.version) if current else "",
+        home=new.home.tree_digest,
         reason=new.reason,
     )
     return new
