@@ -17,7 +17,7 @@ from fleet.querysets import ScopedQuerySet, site_of
 from fleet.queue import enqueue
 from fleet.roles import Right
 from fleet.transitions import move
-from images import tasks
+from images import keeping, quota, tasks
 from images.builder.errors import RecipeError
 from images.models import HomeTemplate, Image, ImageVersion, Release, VersionStatus
 
@@ -32,7 +32,8 @@ def may(actor: Actor, right: Right, row: models.Model) -> bool:
     return rows.visible_to(actor, right).exists()
 
 
-def _require(actor: Actor, right: Right, row: models.Model) -> None:
+def require(actor: Actor, right: Right, row: models.Model) -> None:
+    """Refuse ``actor`` without ``right`` at the site of ``row``. Raises Forbidden."""
     if not may(actor, right, row):
         raise Forbidden(
             f"You may not {right.label.split(',')[0]}: {row}.",
@@ -52,7 +53,7 @@ def request_build(image: Image, actor: Actor, reason: str = "") -> ImageVersion:
     Raises Forbidden, OperatorError naming the field of a recipe that cannot be built, and WrongState when the same
     recipe waits already.
     """
-    _require(actor, Right.BUILD, image)
+    require(actor, Right.BUILD, image)
     try:
         recipe = image.recipe().to_dict()
     except RecipeError as error:
@@ -65,7 +66,7 @@ def request_build(image: Image, actor: Actor, reason: str = "") -> ImageVersion:
 @transaction.atomic
 def retry(version: ImageVersion, actor: Actor, reason: str = "") -> ImageVersion:
     """Queue a new version from the recipe of one that failed or was cancelled, whatever the recipe is by now."""
-    _require(actor, Right.BUILD, version)
+    require(actor, Right.BUILD, version)
     if version.status not in (VersionStatus.FAILED, VersionStatus.CANCELLED):
         raise WrongState(
             f"{version} cannot be tried again: it is {version.get_status_display().lower()}.",
@@ -81,6 +82,7 @@ def _queue(
     for waiting in ImageVersion.objects.filter(image=image, status=VersionStatus.QUEUED):
         if waiting.recipe == recipe:
             raise WrongState(f"{waiting} is queued already, with the same recipe.", hint="Wait for it, or cancel it.")
+    quota.require_room(image)
     last = ImageVersion.objects.filter(image=image).aggregate(last=Max("number"))["last"] or 0
     version = ImageVersion.objects.create(
         image=image, number=last + 1, recipe=recipe, reason=reason.strip()[:200], requested_by=_by(actor)
@@ -93,7 +95,7 @@ def _queue(
 @transaction.atomic
 def cancel_build(version: ImageVersion, actor: Actor, reason: str = "") -> None:
     """Cancel a version that is queued or building; its worker sees it within a second and removes what it made."""
-    _require(actor, Right.BUILD, version)
+    require(actor, Right.BUILD, version)
     move(version, VersionStatus.CANCELLED, finished_at=timezone.now())
     audit.record("version.cancelled", version, site=version.image.site, actor=actor, reason=reason.strip()[:200])
 
@@ -101,7 +103,7 @@ def cancel_build(version: ImageVersion, actor: Actor, reason: str = "") -> None:
 @transaction.atomic
 def release(version: ImageVersion, client_class: ClientClass, actor: Actor, reason: str = "") -> Release:
     """Give ``version`` to the clients of ``client_class``: they boot it from their next boot on."""
-    _require(actor, Right.RELEASE, client_class)
+    require(actor, Right.RELEASE, client_class)
     if version.image.site_id not in (None, client_class.site_id):
         raise OperatorError(
             f"{version} belongs to another site than the class {client_class}.",
@@ -113,6 +115,7 @@ def release(version: ImageVersion, client_class: ClientClass, actor: Actor, reas
             hint="Only a ready version can.",
         )
     current = _current(client_class)
+    keeping.require_files(version)
     if current and current.version_id == version.pk:
         raise WrongState(f"{version} is what {client_class} boots already.", hint="There is nothing to do.")
     assert version.contents is not None  # the database allows no ready version without
@@ -123,7 +126,7 @@ def release(version: ImageVersion, client_class: ClientClass, actor: Actor, reas
 @transaction.atomic
 def roll_back(client_class: ClientClass, actor: Actor, reason: str = "") -> Release:
     """Give the class again what it booted before its current release. Asked again it goes back one further."""
-    _require(actor, Right.RELEASE, client_class)
+    require(actor, Right.RELEASE, client_class)
     current = _current(client_class)
     effective = (current.restores or current) if current else None
     earlier = (
@@ -133,6 +136,7 @@ def roll_back(client_class: ClientClass, actor: Actor, reason: str = "") -> Rele
     )
     if earlier is None:
         raise WrongState(f"{client_class} has no earlier release to go back to.", hint="Release a version instead.")
+    keeping.require_files(earlier.version)
     again = Release(
         client_class=client_class, version=earlier.version, home=earlier.home, restores=earlier.restores or earlier
     )

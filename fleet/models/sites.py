@@ -28,6 +28,11 @@ class Site(models.Model):
     enrolment_open = models.BooleanField(
         default=False, help_text="Admit clients never seen before without asking, while this is on."
     )
+    storage_limit = models.PositiveIntegerField(
+        "storage of its images",
+        default=0,
+        help_text="MiB its images may take in the store before builds are warned of. 0: as the server is set.",
+    )
 
     objects = ScopedQuerySet["Site"].as_manager()
 
