@@ -181,7 +181,7 @@ def _scatter(tar: tarfile.TarFile, label: Label, work: Path) -> None:
     most = {artefact.sha256: 1024 + artefact.bytes // chunks.SIZES[0] * 41 for artefact in label.artefacts}
     room = 2 * sum(artefact.bytes for artefact in label.artefacts) + (1 << 20)
     (work / "new").mkdir()
-    for member in tar:
+    while (member := tar.next()) is not None:
         match = _MEMBER.fullmatch(member.name)
         if match is None or not member.isreg():
             raise BuildError(f"it has a member {member.name!r}, which no exported version has")
