@@ -106,7 +106,8 @@ def mib(bytes_: int) -> str:
 
 def limit_of(site: Site) -> int:
     """Bytes the images of ``site`` may take; 0: no limit."""
-    return (site.storage_limit or settings.SITE_STORAGE) * MIB
+    own = site.storage_limit
+    return (settings.SITE_STORAGE if own is None else own) * MIB
 
 
 def outlook(image: Image) -> Outlook:

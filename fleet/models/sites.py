@@ -30,8 +30,9 @@ class Site(models.Model):
     )
     storage_limit = models.PositiveIntegerField(
         "storage of its images",
-        default=0,
-        help_text="MiB its images may take in the store before builds are warned of. 0: as the server is set.",
+        null=True,
+        blank=True,
+        help_text="MiB its images may take in the store before builds are warned of. 0: no limit. Empty: the server's.",
     )
 
     objects = ScopedQuerySet["Site"].as_manager()
