@@ -21,7 +21,7 @@ from django.utils import timezone
 from fleet import audit
 from fleet.exceptions import WrongState
 from images.builder.chunks import Archive
-from images.builder.errors import BuildError
+from images.builder.errors import BuildError, DiskFull
 from images.builder.scratch import sweep
 from images.builder.store import Store, Stored
 from images.keeping import Claims, artefacts_in
@@ -106,15 +106,21 @@ class Collected:
 def collect(store: Store, tell: Tell = lambda _: None) -> Collected:
     """Archive what is to be archived, then remove what nobody needs. Asked twice, the second finds nothing to do.
 
-    Raises WrongState while another collection is under way, BuildError when a version to archive is damaged: it stays as it is.
+    Raises WrongState while another collection is under way; at its end BuildError when a version to archive is damaged, which
+    stays as it is.
     """
     with _alone(store):
         sweep(store.ingest)
         todo, archive = plan(store), Archive(store)
-        added = 0
+        added, damaged = 0, None
         for number, version in enumerate(todo.archive, 1):
             tell(f"archiving {version} ({number} of {len(todo.archive)})")
-            added += _archive(version, archive, todo.claims)
+            try:
+                added += _archive(version, archive, todo.claims)
+            except DiskFull:
+                raise
+            except BuildError as error:
+                damaged = error
         freed = files = 0
         for artefact in todo.remove:
             if artefact.sha256 in todo.claims.chunks and not archive.has(artefact.sha256):
@@ -127,6 +133,8 @@ def collect(store: Store, tell: Tell = lambda _: None) -> Collected:
     if files or added or dropped:
         detail = {"files": files, "bytes": freed, "archived": added, "chunks": dropped}
         audit.record("store.collected", "store", site=None, actor=COLLECTOR, **detail)
+    if damaged:
+        raise damaged
     return Collected(freed, files, added, dropped)
 
 

@@ -105,7 +105,7 @@ class Store:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Between what is put and what is removed; held for moments, dropped by the kernel when its holder dies."""
-        lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

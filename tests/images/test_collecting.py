@@ -334,14 +334,19 @@ def test_an_archived_version_takes_what_makes_it_differ_and_comes_back_whole(wor
     assert list(collecting.verify(store)) == []
 
 
-def test_a_damaged_version_is_not_archived_and_keeps_its_files(world: World, store: Store) -> None:
-    version = stored_version(make_image(world.clubroom), store)
+def test_a_damaged_version_is_not_archived_and_keeps_its_files_and_stops_nothing_else(
+    world: World, store: Store
+) -> None:
+    image = make_image(world.clubroom)
+    version, old = stored_version(image, store), stored_version(image, store, "old")
     flip_a_bit(paths(store, version)["root"])
     storing.archive(version, world.vera)
+    storing.forget(old, world.vera)
     age(store)
     with pytest.raises(BuildError, match="damaged"):
         collecting.collect(store)
     assert paths(store, version)["root"].exists()
+    assert not paths(store, old)["root"].exists()
 
 
 def test_a_damaged_archive_is_told_and_leaves_the_version_archived(world: World, store: Store) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 
-from fleet.exceptions import Forbidden
+from fleet.exceptions import Forbidden, OperatorError
 from fleet.models import AuditEntry
 from images import collecting, storing
-from images.builder.chunks import Archive
+from images.builder.chunks import Archive, cut
+from images.builder.errors import BuildError
 from images.builder.store import Store
 from images.models import HomeTemplate, Image, ImageVersion, Storage, VersionStatus
 from tests.images.stored import age, flip_a_bit, like, noise, paths, store, stored_version
@@ -189,9 +190,8 @@ def test_a_file_damaged_foreign_or_forged_is_refused_and_leaves_nothing(
     theirs, image = elsewhere
     file, (spoil, said) = export(pair[0], store, tmp_path / "file"), SPOILED[what]
     _write(file, spoil(_members(file)))
-    with pytest.raises(Exception, match=said) as caught:
+    with pytest.raises(OperatorError, match=said):
         storing.bring(file, image, world.mallory, theirs, print)
-    assert type(caught.value).__name__ == "OperatorError"
     assert not image.versions.exists()
     assert not theirs.path(pair[0].digest).exists(), "no manifest: the version is not complete"
     assert list(theirs.ingest.iterdir()) == []
@@ -199,12 +199,39 @@ def test_a_file_damaged_foreign_or_forged_is_refused_and_leaves_nothing(
     assert list(theirs.verify()) == []
 
 
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [(2_000_000, "does not give the artefact"), (2_400_000, "is for another artefact")],
+)
+def test_an_index_forged_to_give_other_bytes_is_refused(
+    size: int,
+    said: str,
+    pair: tuple[ImageVersion, ImageVersion],
+    store: Store,
+    elsewhere: tuple[Store, Image],
+    tmp_path: Path,
+    world: World,
+) -> None:
+    """Every chunk is what it says and the index fits them: what they give is not what the manifest names."""
+    theirs, image = elsewhere
+    file, root = export(pair[0], store, tmp_path / "file"), paths(store, pair[0])["root"].name
+    (tmp_path / "other").write_bytes(noise("other", size))
+    cut(tmp_path / "other", tmp_path / "chunks", tmp_path / "other.caibx")
+    members = _change(_members(file), f"index/{root}", lambda _: (tmp_path / "other.caibx").read_bytes())
+    for chunk in (tmp_path / "chunks").glob("*/*"):
+        members.append((_named(f"chunk/{chunk.stem}")[0], chunk.read_bytes()))
+    _write(file, members)
+    with pytest.raises(OperatorError, match=said):
+        storing.bring(file, image, world.mallory, theirs, print)
+    assert not theirs.path(root).exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"no tar at all" * 100, b"\x1f\x8b" + b"0" * 2000])
 def test_a_file_of_something_else_is_refused(
     content: bytes, elsewhere: tuple[Store, Image], tmp_path: Path, world: World
 ) -> None:
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(Exception, match=r"file is not imported: .*Nothing was changed"):
+    with pytest.raises(OperatorError, match=r"file is not imported: .*Nothing was changed"):
         storing.bring(tmp_path / "file", elsewhere[1], world.mallory, elsewhere[0], print)
 
 
@@ -215,7 +242,7 @@ def test_a_file_cut_short_at_any_place_is_refused(
     whole = export(pair[0], store, tmp_path / "file").read_bytes()
     for part in (0.1, 0.5, 0.9):
         (tmp_path / "file").write_bytes(whole[: int(len(whole) * part)])
-        with pytest.raises(Exception, match=r"is not imported"):
+        with pytest.raises(OperatorError, match=r"is not imported"):
             storing.bring(tmp_path / "file", image, world.mallory, theirs, print)
     assert not image.versions.exists()
 
@@ -224,7 +251,7 @@ def test_an_import_that_lacks_its_base_says_so(
     pair: tuple[ImageVersion, ImageVersion], store: Store, elsewhere: tuple[Store, Image], tmp_path: Path, world: World
 ) -> None:
     file = export(pair[1], store, tmp_path / "file", pair[0])
-    with pytest.raises(Exception, match="missing or damaged"):
+    with pytest.raises(OperatorError, match="missing or damaged"):
         storing.bring(file, elsewhere[1], world.mallory, elsewhere[0], print)
 
 
@@ -232,7 +259,7 @@ def test_a_damaged_artefact_is_not_exported_and_no_file_is_left(
     pair: tuple[ImageVersion, ImageVersion], store: Store, tmp_path: Path
 ) -> None:
     flip_a_bit(paths(store, pair[0])["root"])
-    with pytest.raises(Exception, match="missing or damaged"):
+    with pytest.raises(BuildError, match="missing or damaged"):
         export(pair[0], store, tmp_path / "file")
     assert not (tmp_path / "file").exists()
 

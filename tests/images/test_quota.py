@@ -11,7 +11,7 @@ from images.models import Image, ImageVersion, Storage, VersionStatus
 from tests.api import call
 from tests.images.test_admin import as_, order, page
 from tests.images.versions import make_image, make_manifest, make_version
-from tests.world import World
+from tests.world import World, person
 
 MIB = 1 << 20
 
@@ -171,6 +171,7 @@ def test_the_chart_shows_ones_own_sites_and_what_is_shared(world: World) -> None
     assert 'width="96.77"' in shown, "30 of 31 MiB, the longest bar"
     assert "More than the limit" in shown
     assert reverse("admin:images_imageversion_change", args=[old.pk]) in shown
+    assert "Everybodys image" not in as_(person("nobody")).get(address).content.decode()
     theirs = as_(world.mallory).get(address).content.decode()
     assert "Gamer" not in theirs
     assert "Everybodys image" in theirs
