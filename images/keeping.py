@@ -10,6 +10,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from django.conf import settings
+from django.db import transaction
 from django.utils import timezone
 
 from fleet.exceptions import WrongState
@@ -72,6 +73,7 @@ def _parents() -> Iterator[tuple[int, str]]:
                 yield getattr(version, field.attname), f"{version} is derived from it"
 
 
+@transaction.atomic
 def require_files(version: ImageVersion) -> None:
     """Refuse a version that cannot be booted or derived from as it is kept; within a transaction it stays so until its end.
 
