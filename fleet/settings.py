@@ -4,6 +4,8 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from celery.schedules import crontab
+
 from fleet.env import Env
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -19,6 +21,14 @@ PUBLIC_KEYS = env.path("FLEET_PUBLIC_KEYS", DATA / "keys")
 # The path of a private key is given only to the process that needs it: the sender, and the gateway.
 COMMAND_KEY = env.text("FLEET_COMMAND_KEY", "")
 SESSION_KEY = env.text("FLEET_SESSION_KEY", "")
+
+# --- what the store keeps -------------------------------------------------------------------------------------------
+RELEASES_KEPT = env.number("FLEET_RELEASES_KEPT", 3, low=1, high=100)  # versions before its present one, per class
+STORE_GRACE = env.number("FLEET_STORE_GRACE", 24, low=1, high=8760)  # hours for which nothing young is collected
+SITE_STORAGE = env.number("FLEET_SITE_STORAGE", 0, low=0, high=10**9)  # MiB the images of a site may take; 0: no limit
+STORAGE_HARD = env.number(
+    "FLEET_STORAGE_HARD", 120, low=100, high=1000
+)  # percent of that limit beyond which no build starts
 
 # --- how it is reached ----------------------------------------------------------------------------------------------
 DEBUG = env.flag("FLEET_DEBUG", False)
@@ -145,6 +155,11 @@ CELERY_BEAT_SCHEDULE = {
         for queue in ("default", "sender", "builds")
     },
     "builds": {"task": "images.tasks.tick", "schedule": 10.0, "options": {"expires": 10, "queue": "default"}},
+    "store": {
+        "task": "images.tasks.collect",
+        "schedule": crontab(hour=4, minute=30),
+        "options": {"expires": 12 * 3600},
+    },
 }
 CELERY_TIMEZONE = "UTC"
 

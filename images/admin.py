@@ -17,8 +17,9 @@ from fleet.admin.scoped import ScopedAdmin
 from fleet.exceptions import OperatorError
 from fleet.models import ClientClass
 from fleet.roles import Right
-from images import homes, services
+from images import homes, quota, services
 from images.models import HomeTemplate, Image, ImageFile, ImageHook, ImageVersion, Release, VersionStatus
+from images.storage_admin import StorageOrders, storage_of, storage_page
 
 M = TypeVar("M", bound=models.Model)
 UNDER_WAY = (VersionStatus.QUEUED, VersionStatus.BUILDING)
@@ -114,6 +115,9 @@ class ImageAdmin(OrderAdmin[Image]):
         ("On the client", {"fields": ["user", "uid", "volatile"]}),
     ]
 
+    def get_urls(self) -> list[URLPattern]:
+        return [path("storage/", self.admin_site.admin_view(storage_page), name="images_storage"), *super().get_urls()]
+
     def get_queryset(self, request: HttpRequest) -> QuerySet[Image]:
         light = ImageVersion.objects.defer("manifest", "recipe", "failure").order_by("-number")
         return super().get_queryset(request).select_related("site").prefetch_related(Prefetch("versions", light))
@@ -138,7 +142,10 @@ class ImageAdmin(OrderAdmin[Image]):
         return next((version.get_status_display() for version in image.versions.all()), "none yet")
 
     def order_build(self, request: HttpRequest, image: Image) -> ImageVersion:
+        warning = quota.outlook(image).warning
         version = services.request_build(image, actor(request), request.POST.get("reason", ""))
+        if warning:
+            self.message_user(request, warning, messages.WARNING)
         self.message_user(request, f"{version} is queued. Its steps appear below as they run.", messages.SUCCESS)
         return version
 
@@ -158,12 +165,13 @@ class ImageAdmin(OrderAdmin[Image]):
         image = context.get("original")
         context["versions"] = image.versions.all()[:10] if image else []
         context["may_build"] = image is not None and services.may(request.user, Right.BUILD, image)
+        context["room"] = quota.outlook(image) if image else None
         return super().render_change_form(request, context, *args, **kwargs)
 
 
 @admin.register(ImageVersion)
-class ImageVersionAdmin(OrderAdmin[ImageVersion]):
-    orders = ("release", "derive", "cancel", "retry")
+class ImageVersionAdmin(StorageOrders, OrderAdmin[ImageVersion]):
+    orders = ("release", "derive", "cancel", "retry", "forget", "archive", "restore")
     list_display = ["__str__", "image", "status", "requested_at", "requested_by", "reason"]
     list_filter = ["status", "image"]
     search_fields = ["image__slug", "image__name", "digest", "reason"]
@@ -189,7 +197,7 @@ class ImageVersionAdmin(OrderAdmin[ImageVersion]):
         version: ImageVersion = context["original"]
         site = version.image.site
         classes = ClientClass.objects.visible_to(actor(request), Right.RELEASE).select_related("site")
-        context |= self._steps(version)
+        context |= self._steps(version) | storage_of(version)
         context["may_build"] = services.may(request.user, Right.BUILD, version)
         context["classes"] = classes.filter(site=site) if site else classes
         context["contents"] = version.contents

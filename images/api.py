@@ -1,5 +1,6 @@
 """Images, versions, releases and home templates in the REST API."""
 
+from collections.abc import Callable
 from typing import Any
 
 from django_filters import rest_framework as filters
@@ -13,7 +14,7 @@ from rest_framework.response import Response
 from fleet.api.filters import Filters, SiteFilters
 from fleet.api.scoped import ScopedViewSet
 from fleet.models import ClientClass
-from images import homes, services
+from images import homes, quota, services, storing
 from images.models import (
     BuildStep,
     HomeTemplate,
@@ -68,6 +69,7 @@ class VersionSerializer(serializers.ModelSerializer[ImageVersion]):
         model = ImageVersion
         fields = [
             *("id", "image", "name", "number", "status", "reason", "parent", "change", "digest", "sizes", "failure"),
+            "storage",
             *("requested_at", "started_at", "finished_at"),
         ]
 
@@ -75,6 +77,14 @@ class VersionSerializer(serializers.ModelSerializer[ImageVersion]):
     def get_sizes(self, version: ImageVersion) -> dict[str, int]:
         """Bytes by part of a ready version."""
         return version.contents.sizes if version.contents else {}
+
+
+class RequestedSerializer(VersionSerializer):
+    warning = serializers.CharField(read_only=True, help_text="That the site nears its limit of storage; else empty.")
+
+    class Meta:
+        model = ImageVersion
+        fields = [*VersionSerializer.Meta.fields, "warning"]
 
 
 class VersionDetailSerializer(VersionSerializer):
@@ -163,12 +173,14 @@ class ImageViewSet(ScopedViewSet[Image]):
     serializer_class = ImageSerializer
     filterset_class = SiteFilters
 
-    @extend_schema(request=ReasonSerializer, responses={202: VersionSerializer})
+    @extend_schema(request=ReasonSerializer, responses={202: RequestedSerializer})
     @action(detail=True, methods=["post"])
     def build(self, request: Request, pk: str) -> Response:
-        """Queue a new version from the recipe as it is now."""
-        version = services.request_build(self.get_object(), request.user, **_asked(ReasonSerializer, request))
-        return Response(VersionSerializer(version).data, status=status.HTTP_202_ACCEPTED)
+        """Queue a new version from the recipe as it is now. Refused when the site has no room for one."""
+        image = self.get_object()
+        warning = quota.outlook(image).warning
+        version = services.request_build(image, request.user, **_asked(ReasonSerializer, request))
+        return Response({**VersionSerializer(version).data, "warning": warning}, status=status.HTTP_202_ACCEPTED)
 
     @extend_schema(request={"multipart/form-data": ArchiveSerializer}, responses={202: HomeTemplateSerializer})
     @action(detail=True, methods=["post"], parser_classes=[MultiPartParser], url_path="home-templates")
@@ -227,6 +239,29 @@ class VersionViewSet(ScopedViewSet[ImageVersion]):
         """Queue a new version from the recipe of a failed or cancelled one."""
         version = services.retry(self.get_object(), request.user, **_asked(ReasonSerializer, request))
         return Response(VersionSerializer(version).data, status=status.HTTP_202_ACCEPTED)
+
+    @extend_schema(request=ReasonSerializer, responses=VersionSerializer)
+    @action(detail=True, methods=["post"])
+    def forget(self, request: Request, pk: str) -> Response:
+        """Give up the artefacts of a version that nobody runs or boots; its row and history stay."""
+        return self._kept(storing.forget, request)
+
+    @extend_schema(request=ReasonSerializer, responses=VersionSerializer)
+    @action(detail=True, methods=["post"])
+    def archive(self, request: Request, pk: str) -> Response:
+        """Keep a version that nobody runs or boots as chunks, until it is restored."""
+        return self._kept(storing.archive, request)
+
+    @extend_schema(request=ReasonSerializer, responses={202: VersionSerializer})
+    @action(detail=True, methods=["post"])
+    def restore(self, request: Request, pk: str) -> Response:
+        """Have an archived version made files again, which takes less than a minute; then it can be released."""
+        return self._kept(storing.restore, request, status.HTTP_202_ACCEPTED)
+
+    def _kept(self, give: Callable[..., None], request: Request, code: int = status.HTTP_200_OK) -> Response:
+        version = self.get_object()
+        give(version, request.user, **_asked(ReasonSerializer, request))
+        return Response(VersionSerializer(version).data, status=code)
 
 
 class ReleaseFilters(Filters):

@@ -26,7 +26,7 @@ from images.builder.manifest import Manifest
 from images.builder.recipe import Recipe
 from images.builder.store import Store
 from images.follower import Cancelled, Follower
-from images.models import BuildStep, HomeTemplate, ImageVersion, VersionStatus
+from images.models import BuildStep, HomeTemplate, ImageVersion, Storage, VersionStatus
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +115,7 @@ def _unchanged(version: ImageVersion, recipe: Recipe, where: director.Context, f
     """What the last build gave, if this one would give the same; notes what this one is built from."""
     version.provenance = director.provenance(recipe, where)  # before, not after: what appears meanwhile is not in it
     ready = ImageVersion.objects.filter(image=version.image, status=VersionStatus.READY, parent=None)
+    ready = ready.filter(storage=Storage.FILES)
     last = ready.exclude(provenance="").filter(provenance=version.provenance).order_by("-number").first()
     if last is None:
         return None

@@ -17,7 +17,7 @@ from images.builder.errors import BuildError, RecipeError
 from images.builder.recipe import Recipe
 from images.builder.run import Runner
 from images.builder.store import Artefact
-from images.models import HomeTemplate, Image, ImageVersion, TemplateStatus, VersionStatus
+from images.models import HomeTemplate, Image, ImageVersion, Storage, TemplateStatus, VersionStatus
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,8 @@ SEND_AGAIN = timedelta(seconds=20)
 
 def compared_with(image: Image) -> tuple[ImageVersion, HomeTemplate]:
     """The newest version, whose user and template a new one is made and looked at with."""
-    version = ImageVersion.objects.filter(image=image, status=VersionStatus.READY).order_by("-number").first()
+    ready = ImageVersion.objects.filter(image=image, status=VersionStatus.READY, storage=Storage.FILES)
+    version = ready.order_by("-number").first()
     if version is None or version.contents is None:
         raise WrongState(f"{image} has no version yet.", hint="Build one first: a template belongs to its user.")
     return version, HomeTemplate.objects.get(image=image, sha256=version.contents.home.sha256)

@@ -169,6 +169,15 @@ class VersionStatus(models.TextChoices):
     CANCELLED = "cancelled", "Cancelled"
 
 
+class Storage(models.TextChoices):
+    """As what the artefacts of a ready version are kept."""
+
+    FILES = "files", "Files"
+    CHUNKS = "chunks", "Archived"
+    RESTORING = "restoring", "Being restored"
+    NOTHING = "nothing", "Forgotten"
+
+
 class ImageVersion(models.Model):
     """An image as built: it *becomes* ready and then never changes.
 
@@ -219,6 +228,8 @@ class ImageVersion(models.Model):
     digest = models.CharField(max_length=64, blank=True)
     manifest = models.JSONField(null=True)
     failure = models.TextField(blank=True, help_text="What failed, and the command to replay it.")
+    storage = models.CharField(max_length=10, choices=Storage.choices, default=Storage.FILES, editable=False)
+    chunk_bytes = models.PositiveBigIntegerField(default=0, editable=False, help_text="What archiving it added.")
 
     objects = ScopedQuerySet["ImageVersion"].as_manager()
 
@@ -230,6 +241,7 @@ class ImageVersion(models.Model):
                 fields=["image"], condition=models.Q(status="building"), name="version_one_build_per_image"
             ),
             status_constraint(VersionStatus, "version_status_declared"),
+            status_constraint(Storage, "version_storage_declared", "storage"),
             models.CheckConstraint(
                 condition=models.Q(parent__isnull=True, change__isnull=True)
                 | models.Q(parent__isnull=False, change__isnull=False),

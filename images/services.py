@@ -18,7 +18,7 @@ from fleet.querysets import ScopedQuerySet, site_of
 from fleet.queue import enqueue
 from fleet.roles import Right
 from fleet.transitions import move
-from images import tasks
+from images import keeping, quota, tasks
 from images.builder.change import Change
 from images.builder.errors import RecipeError
 from images.builder.recipe import Recipe
@@ -45,6 +45,7 @@ def may(actor: Actor, right: Right, row: models.Model) -> bool:
 
 
 def require(actor: Actor, right: Right, row: models.Model) -> None:
+    """Refuse ``actor`` without ``right`` at the site of ``row``. Raises Forbidden."""
     if not may(actor, right, row):
         raise Forbidden(
             f"You may not {right.label.split(',')[0]}: {row}.",
@@ -100,6 +101,7 @@ def may_change(parent: ImageVersion, actor: Actor) -> None:
             f"Nothing can be derived from {parent}: it is {parent.get_status_display().lower()}.",
             hint="Only from a ready version.",
         )
+    keeping.require_files(parent)
 
 
 @transaction.atomic
@@ -141,6 +143,7 @@ def _queue(version: ImageVersion, actor: Actor, reason: str, action: str, **deta
     for waiting in ImageVersion.objects.filter(image=image, status=VersionStatus.QUEUED):
         if (waiting.recipe, waiting.parent_id, waiting.change) == (version.recipe, version.parent_id, version.change):
             raise WrongState(f"{waiting} is queued already, with the same recipe.", hint="Wait for it, or cancel it.")
+    quota.require_room(image)
     version.number = (ImageVersion.objects.filter(image=image).aggregate(last=Max("number"))["last"] or 0) + 1
     version.reason, version.requested_by = reason.strip()[:200], by(actor)
     version.save(force_insert=True)
@@ -173,6 +176,7 @@ def release(version: ImageVersion, client_class: ClientClass, actor: Actor, reas
             hint="Only a ready version can.",
         )
     current = current_of(client_class)
+    keeping.require_files(version)
     if current and current.version_id == version.pk:
         raise WrongState(f"{version} is what {client_class} boots already.", hint="There is nothing to do.")
     assert version.contents is not None  # the database allows no ready version without
@@ -196,6 +200,7 @@ def roll_back(client_class: ClientClass, actor: Actor, reason: str = "") -> Rele
     )
     if earlier is None:
         raise WrongState(f"{client_class} has no earlier release to go back to.", hint="Release a version instead.")
+    keeping.require_files(earlier.version)
     again = Release(
         client_class=client_class, version=earlier.version, home=earlier.home, restores=earlier.restores or earlier
     )

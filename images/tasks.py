@@ -2,7 +2,7 @@
 
 from celery import shared_task
 
-from images import builds, homebuilds
+from images import builds, collecting, homebuilds
 
 
 @shared_task
@@ -26,3 +26,17 @@ def tick() -> None:
     builds.fail_lost()
     for waiting in builds.overdue():
         build.delay(waiting)
+    for waiting in collecting.overdue():
+        restore.delay(waiting)
+
+
+@shared_task
+def collect() -> None:
+    """Archive what is to be archived, remove what nobody needs."""
+    collecting.collect(builds.context().store)
+
+
+@shared_task
+def restore(version: int) -> None:
+    """Make the archived version with this primary key files again."""
+    collecting.restore(version, builds.context().store)

@@ -29,6 +29,7 @@ class SiteAdmin(ScopedAdmin[Site]):
     fieldsets = [
         (None, {"fields": ["name", "slug"]}),
         ("Clients never seen before", {"fields": ["enrolment_open", "unknown_hardware", "default_class"]}),
+        ("Images", {"fields": ["storage_limit"]}),
     ]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Site]:

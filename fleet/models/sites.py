@@ -28,6 +28,12 @@ class Site(models.Model):
     enrolment_open = models.BooleanField(
         default=False, help_text="Admit clients never seen before without asking, while this is on."
     )
+    storage_limit = models.PositiveIntegerField(
+        "storage of its images",
+        null=True,
+        blank=True,
+        help_text="MiB its images may take in the store before builds are warned of. 0: no limit. Empty: the server's.",
+    )
 
     objects = ScopedQuerySet["Site"].as_manager()
 

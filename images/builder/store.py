@@ -1,18 +1,20 @@
 """Content-addressed artefacts: a file is complete in the store under its SHA-256, or it is not there at all.
 
 Layout: `objects/ab/<sha256>` (mode 0444) and `ingest/` for what is being written, on the same file system so
-that a rename makes the one visible as the other.
+that a rename makes the one visible as the other. The time of a file is when it was last put: whoever collects what nobody needs
+leaves the young alone, and looks at that time under the lock that a put holds.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,20 @@ class Artefact:
 
     sha256: str
     bytes: int
+
+    @classmethod
+    def of(cls, path: Path) -> Artefact:
+        """What a file would be in the store; reads all of it."""
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return cls(digest, os.fstat(file.fileno()).st_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(Artefact):
+    """An artefact as it lies there; `put_at`: when it was last put (s since the epoch)."""
+
+    put_at: float
 
 
 class Store:
@@ -69,24 +85,76 @@ class Store:
         return artefact
 
     def _adopt(self, path: Path) -> Artefact:
+        artefact = Artefact.of(path)
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            size = os.fstat(file.fileno()).st_size
             os.fchmod(file.fileno(), 0o444)
             os.fsync(file.fileno())
-        target = self.path(digest)
+        target = self.path(artefact.sha256)
         target.parent.mkdir(exist_ok=True)
-        path.replace(target)
+        with self.locked():
+            if self.whole(artefact.sha256):  # it stays: a client may read this very file over the network
+                os.utime(target)
+                path.unlink()
+            else:
+                os.utime(path)
+                path.replace(target)
         _sync_directory(target.parent)
         _sync_directory(self.objects)
-        return Artefact(digest, size)
+        return artefact
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Between what is put and what is removed; held for moments, dropped by the kernel when its holder dies."""
+        lock = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def artefacts(self) -> Iterator[Stored]:
+        """Everything that is there now, in order of digest."""
+        for path in sorted(self.objects.glob("*/*")):
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue  # removed while we looked
+            yield Stored(path.name, status.st_size, status.st_mtime)
+
+    def whole(self, sha256: str) -> bool:
+        """Whether the artefact is there and is what its name says; reads all of it."""
+        try:
+            return Artefact.of(self.path(sha256)).sha256 == sha256
+        except FileNotFoundError:
+            return False
+
+    def touch(self, sha256: str) -> bool:
+        """As if it were put again, for who counts on it from now on; False when it is not there."""
+        with self.locked():
+            try:
+                os.utime(self.path(sha256))
+            except FileNotFoundError:
+                return False
+        return True
+
+    def remove(self, sha256: str, before: float) -> int:
+        """Remove the artefact if it was put before that time (s); returns the bytes freed. Readers keep what they opened."""
+        path = self.path(sha256)
+        with self.locked():
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                return 0
+            if status.st_mtime >= before:
+                return 0
+            path.unlink()
+        return status.st_size
 
     def verify(self) -> Iterator[str]:
         """Read every artefact; yields the names of those whose content is not what their name says."""
-        for path in sorted(self.objects.glob("*/*")):
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != path.name:
-                    yield path.name
+        for artefact in self.artefacts():
+            if not self.whole(artefact.sha256) and self.path(artefact.sha256).exists():
+                yield artefact.sha256
 
     def require(self, artefact: Artefact) -> Path:
         """The path of an artefact that must be there. Raises BuildError when it is missing or cut short."""

@@ -32,6 +32,7 @@ def addresses(room: Room) -> list[str]:
         reverse("admin:fleet_client_delete", args=[cycled.client_id]),
         reverse("admin:fleet_membership_add"),
         reverse("admin:fleet_apitoken_add"),
+        reverse("admin:images_storage"),
     ]
 
 

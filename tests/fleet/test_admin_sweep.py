@@ -34,7 +34,7 @@ TRACES = re.compile(
 LOGIN, LOGOUT = "login", "logout"
 PARAMETERS: dict[str, tuple[str, ...]] = {
     "kind": ("csv", "jsonl"),
-    "order": ("build", "release", "cancel", "retry", "roll-back"),
+    "order": ("build", "release", "cancel", "retry", "roll-back", "forget", "archive", "restore"),
     "url": ("nothing",),
     "app_label": ("fleet", "agents", "images", "auth"),
 }

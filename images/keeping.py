@@ -1,0 +1,143 @@
+"""What the store must keep, and why: asked by the collector, and before a version is forgotten or archived.
+
+A holder names versions that must stay files, each with the reason in words. Other apps add theirs when they start
+(``AppConfig.ready``): those who know what clients run are not known here.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from itertools import groupby, pairwise
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from fleet.exceptions import WrongState
+from images.models import HomeTemplate, ImageVersion, Release, Storage, TemplateStatus, VersionStatus
+
+Holder = Callable[[], Iterable[tuple[int, str]]]
+_holders: list[Holder] = []
+
+
+def register(holder: Holder) -> Holder:
+    """Have ``holder`` asked for the primary keys of versions in use and why; at most once, however often it is registered."""
+    if holder not in _holders:
+        _holders.append(holder)
+    return holder
+
+
+def holds() -> dict[int, list[str]]:
+    """Versions that must stay files, by primary key, each with its reasons."""
+    found: dict[int, list[str]] = {}
+    for holder in _holders:
+        for version, why in holder():
+            found.setdefault(version, []).append(why)
+    return found
+
+
+@register
+def _released() -> Iterator[tuple[int, str]]:
+    """What classes boot, may be rolled back to, or booted so lately that a client may be on its way."""
+    lately = timezone.now() - timedelta(hours=settings.STORE_GRACE)
+    releases = Release.objects.select_related("client_class", "restores").order_by("client_class_id", "-pk")
+    for _, group in groupby(releases, lambda release: release.client_class_id):
+        history = list(group)
+        yield from ((release.version_id, f"{release.client_class} boots it") for release in history if release.current)
+        for newer, older in pairwise(history):
+            if newer.released_at > lately:
+                yield older.version_id, f"{older.client_class} booted it until {newer.released_at:%Y-%m-%d %H:%M}"
+        for earlier in _behind(history)[: settings.RELEASES_KEPT]:
+            yield earlier.version_id, f"{earlier.client_class} may be rolled back to it"
+
+
+def _behind(history: list[Release]) -> list[Release]:
+    """The releases of a class that ``roll_back`` comes to, one after the other, each version once; newest first."""
+    current = next((release for release in history if release.current), None)
+    behind: dict[int, Release] = {}
+    while current is not None:
+        effective = current.restores or current
+        current = next((release for release in history if release.pk < effective.pk), None)
+        if current is not None:
+            behind.setdefault(current.version_id, current)
+    return list(behind.values())
+
+
+@register
+def _parents() -> Iterator[tuple[int, str]]:
+    """What a version that waits or builds is derived from, by whichever field says so."""
+    under_way = ImageVersion.objects.filter(status__in=(VersionStatus.QUEUED, VersionStatus.BUILDING))
+    for field in ImageVersion._meta.concrete_fields:
+        if field.related_model is ImageVersion:
+            for version in under_way.filter(**{f"{field.name}__isnull": False}).select_related("image"):
+                yield getattr(version, field.attname), f"{version} is derived from it"
+
+
+@transaction.atomic
+def require_files(version: ImageVersion) -> None:
+    """Refuse a version that cannot be booted or derived from as it is kept; within a transaction it stays so until its end.
+
+    Raises WrongState.
+    """
+    storage = Storage(ImageVersion.objects.select_for_update().values_list("storage", flat=True).get(pk=version.pk))
+    if storage == Storage.CHUNKS:
+        raise WrongState(f"{version} is archived.", hint="Restore it on its page first; that takes less than a minute.")
+    if storage == Storage.RESTORING:
+        raise WrongState(f"{version} is being restored from the archive.", hint="Try again in a minute.")
+    if storage == Storage.NOTHING:
+        raise WrongState(
+            f"{version} was forgotten, its artefacts may be gone.",
+            hint="Build it again, or import it from where it was exported to.",
+        )
+
+
+def artefacts_in(manifest: Any) -> Iterator[tuple[str, int]]:
+    """Digest and bytes of every artefact that a manifest names at whatever depth, parts that are new to us included."""
+    if isinstance(manifest, dict):
+        if isinstance(manifest.get("sha256"), str):
+            yield manifest["sha256"], int(manifest.get("bytes", 0))
+        for value in manifest.values():
+            yield from artefacts_in(value)
+    elif isinstance(manifest, list):
+        for value in manifest:
+            if isinstance(value, dict):
+                yield from artefacts_in(value)
+
+
+class Claims:
+    """Who needs which artefact: ``files`` as a file and ``chunks`` archived, by digest, each with names for people."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, list[str]] = {}
+        self.chunks: dict[str, list[str]] = {}
+        self.bytes: dict[str, int] = {}
+        held = holds()
+        named: dict[str, bool] = {}  # the artefacts of versions: whether a version that is kept has it
+        ready = (
+            ImageVersion.objects.filter(status=VersionStatus.READY).select_related("image").order_by("image", "number")
+        )
+        for version in ready.only("image__slug", "number", "digest", "manifest", "storage").iterator(chunk_size=50):
+            self._claim(self.files, version.digest, str(version))  # the manifest, of the forgotten too
+            kept = version.pk in held or version.storage != Storage.NOTHING
+            as_files = version.pk in held or version.storage == Storage.FILES
+            as_chunks = version.storage in (Storage.CHUNKS, Storage.RESTORING)
+            for sha256, size in artefacts_in(version.manifest):
+                named[sha256] = named.get(sha256, False) or kept
+                self.bytes[sha256] = size
+                if as_files:
+                    self._claim(self.files, sha256, str(version))
+                if as_chunks:
+                    self._claim(self.chunks, sha256, str(version))
+        kept_releases = Release.objects.exclude(version__storage=Storage.NOTHING)
+        in_use = set(kept_releases.values_list("home_id", flat=True))
+        packed = HomeTemplate.objects.exclude(sha256="").exclude(status=TemplateStatus.REFUSED)
+        for template in packed.select_related("image"):
+            if template.pk in in_use or template.sha256 not in named:
+                self._claim(self.files, template.sha256, str(template))
+                self.bytes[template.sha256] = template.bytes
+
+    @staticmethod
+    def _claim(claims: dict[str, list[str]], sha256: str, who: str) -> None:
+        names = claims.setdefault(sha256, [])
+        if who not in names:
+            names.append(who)
