@@ -3,7 +3,7 @@
 Full: mmdebstrap and mksquashfs with the same sources, kernel, packages and compression. Derived, with one small package more:
 apt-get update, apt-get install and mksquashfs in a chroot that lies ready. What ours does beyond it (root plan, initrd, home
 template, store, digests, isolation) is in its time; so is what it saves (no initramfs generator, no documents unpacked, no fsync by
-dpkg). Unchanged: the time to find out that a recipe would give again what it gave.
+dpkg). Unchanged: the time to find out that a recipe would give again what it gave. Shipped: the bytes that bring the derived version to a store that has its parent (tests/bench/ship.py).
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from images.builder.recipe import Recipe
 from images.builder.squashfs import LEVEL
 from images.builder.store import Store
 from tests.bench.report import finish, progress
+from tests.bench.ship import LIMIT as SHIP_LIMIT
+from tests.bench.ship import ship
 from tests.builder.images import DAEMON, PROJECT, SMALL
 
 LIMIT = 1.15
@@ -110,8 +112,15 @@ def main() -> None:
         ("derived version", derived, "full build", full, f"{derived / full:.2f}", DERIVED_SHARE),
         ("unchanged recipe", unchanged, "", "", "", ""),
     ]
+    with tempfile.TemporaryDirectory(dir=PROJECT / "var", prefix="bench-ship-") as scratch:
+        shipped = ship(Path(scratch)).ratio
+    rows.append(("shipped bytes", "", "of the version", "", f"{shipped:.3f}", SHIP_LIMIT))
     result = {"ours_s": full, "plain_s": plain_full, "full_s": full, "derived_s": derived, "bare_s": bare}
-    finish(("", "seconds", "beside", "seconds", "ratio", "limit"), rows, {**result, "unchanged_s": unchanged})
+    finish(
+        ("", "seconds", "beside", "seconds", "ratio", "limit"),
+        rows,
+        {**result, "unchanged_s": unchanged, "shipped_ratio": round(shipped, 4)},
+    )
 
 
 if __name__ == "__main__":
