@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from images.builder import initrd, rootless, rootplan, squashfs
-from images.builder.chroot import debian
+from images.builder.chroot import furnish, inside, trim
 from images.builder.errors import BuildError, DiskFull, RecipeError
+from images.builder.families import FAMILIES
 from images.builder.manifest import PARTS, Manifest
 from images.builder.recipe import Recipe
 from images.builder.run import CommandFailed, Runner
@@ -25,7 +26,6 @@ from images.builder.store import Store
 from images.builder.tree import listing
 from images.builder.verity import seal
 
-FAMILIES = {"debian": debian}
 _FULL = ("No space left on device", "Disk quota exceeded", "don't have enough free space")
 _NEARLY_NOTHING = 1 << 20  # bytes; what programs that hide the reason leave free on a full disk
 
@@ -67,15 +67,17 @@ def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
     ):
         build = _Build(steps)
         tree, home, started = work / "tree", work / "home", time.time()
-        with build.step("bootstrap", f"Install Debian {recipe.suite} and {_count(recipe.packages, 'package')}") as run:
+        with build.step(
+            "bootstrap", f"Install {family.title} {recipe.suite} and {_count(recipe.packages, 'package')}"
+        ) as run:
             family.bootstrap(recipe, tree, run)
-        epoch = family.youngest_shipped(tree, started) if context.epoch is None else context.epoch
+        epoch = trim.youngest_shipped(tree, started) if context.epoch is None else context.epoch
         files = (*recipe.files, *recipe.home_files)
         with build.step("configure", f"Put in {_count(files, 'file')}, make user {recipe.user}") as run:
-            family.configure(recipe, tree, run)
+            furnish.configure(recipe, tree, run)
         for number, hook in enumerate(recipe.hooks, 1):
             with build.step(f"hook-{number}", f"Run the hook {hook.name!r}") as run:
-                family.hook(hook, tree, run)
+                furnish.hook(hook, tree, run)
         with build.step("finish", "Make it a diskless client's") as run:
             packages = family.packages(tree, run)
             family.finish(tree, epoch)
@@ -140,16 +142,22 @@ def _count(things: Sized, name: str) -> str:
 
 
 def _take_kernel(tree: Path, output: Path) -> str:
-    """Move the kernel out of the tree, where clients have no use for it; returns its release."""
-    kernels = sorted((tree / "boot").glob("vmlinuz-*"))
+    """Move the kernel out of the tree, where clients have no use for it; returns its release.
+
+    It is /boot/vmlinuz-RELEASE, or lies beside its modules: /lib/modules/RELEASE/vmlinuz. Some systems have both.
+    """
+    boot, modules = tree / "boot", inside.locate(tree, "/lib/modules")
+    kernels = {path.name.removeprefix("vmlinuz-"): [path] for path in sorted(boot.glob("vmlinuz-*"))}
+    for path in sorted(modules.glob("*/vmlinuz")):
+        kernels.setdefault(path.parent.name, []).append(path)
     if len(kernels) != 1:
-        names = ", ".join(kernel.name for kernel in kernels) or "none"
+        names = ", ".join(sorted(kernels)) or "none"
         raise RecipeError("packages", f"an image has exactly one kernel, this one has {names}")
-    release = kernels[0].name.removeprefix("vmlinuz-")
-    shutil.move(kernels[0], output)
-    for left in (tree / "boot").glob(f"*{release}"):
-        if left.name.startswith(("System.map", "initrd.img")):
-            left.unlink()
+    [(release, [path, *copies])] = kernels.items()
+    shutil.move(path, output)
+    left = [path for path in boot.glob(f"*{release}*") if path.name.startswith(("System.map", "initr"))]
+    for path in (*copies, *left):
+        path.unlink()
     return release
 
 

@@ -1,5 +1,6 @@
 #!/bin/sh
-# enter.sh TREE COMMAND… — run a command in a tree, with /proc, a small /dev and empty /run and /tmp of its own.
+# enter.sh TREE [--beside] COMMAND… — run a command in a tree, with /proc, a small /dev and empty /run and /tmp of its own.
+# --beside: the command stays outside; a package manager of the host, whose packages' scripts find the same as a hook.
 # To be run in a mount and PID namespace (unshare --mount --pid --fork), with which all of it goes away.
 set -eu
 root=$1
@@ -16,9 +17,17 @@ for node in null zero full random urandom tty; do
     : >"$root/dev/$node"
     mount --bind "/dev/$node" "$root/dev/$node"
 done
-# The services of packages that a hook installs must not start (invoke-rc.d's policy layer: 101 is "forbidden").
-printf '#!/bin/sh\nexit 101\n' >"$root/run/policy-rc.d"
-chmod 755 "$root/run/policy-rc.d"
-: >>"$root/usr/sbin/policy-rc.d"
-mount --bind "$root/run/policy-rc.d" "$root/usr/sbin/policy-rc.d"
-HOME=/root exec chroot "$root" "$@"
+# The services of packages must not start. systemctl sees that it is in a chroot; invoke-rc.d, which only systems with dpkg
+# have, asks its policy layer (101 is "forbidden").
+if [ -d "$root/var/lib/dpkg" ]; then
+    printf '#!/bin/sh\nexit 101\n' >"$root/run/policy-rc.d"
+    chmod 755 "$root/run/policy-rc.d"
+    : >>"$root/usr/sbin/policy-rc.d"
+    mount --bind "$root/run/policy-rc.d" "$root/usr/sbin/policy-rc.d"
+fi
+export HOME=/root
+if [ "$1" = --beside ]; then
+    shift
+    exec "$@"
+fi
+exec chroot "$root" "$@"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from images.builder.errors import BuildError
@@ -24,10 +25,19 @@ _ENTER = [
 
 def run_inside(tree: Path, argv: list[str], run: Runner) -> str:
     """Run a command in the tree, with /proc, a small /dev and empty /run and /tmp of its own."""
+    return _enter(tree, argv, run, None)
+
+
+def run_beside(tree: Path, argv: list[str], run: Runner, watch: Callable[[str], object] | None = None) -> str:
+    """Run a package manager of the host on the tree: the scripts of its packages find there what a hook finds."""
+    return _enter(tree, ["--beside", *argv], run, watch)
+
+
+def _enter(tree: Path, words: list[str], run: Runner, watch: Callable[[str], object] | None) -> str:
     policy = tree / "usr/sbin/policy-rc.d"
     is_ours = not policy.exists()
     try:
-        return run([*_ENTER, str(tree), *argv])
+        return run([*_ENTER, str(tree), *words], watch=watch)
     finally:
         if is_ours:
             policy.unlink(missing_ok=True)
