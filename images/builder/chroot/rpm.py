@@ -206,6 +206,7 @@ class _Progress:
         self._unreadable = ""
         self._script: tuple[str, str] | None = None
         self._unsigned = ""
+        self._conflict: list[str] = []  # lines that dnf indents below "Problem"
 
     def __call__(self, line: str) -> None:
         if match := _MOVED.match(line):
@@ -213,6 +214,8 @@ class _Progress:
             self._run.step.progress(total + done, 2 * total)
         elif match := _DOWNLOADED.match(line):
             self._run.step.progress(int(match[1]), 2 * int(match[2]))
+        elif line.startswith(" Problem") or (self._conflict and line.startswith("  - ")):
+            self._conflict.append(line.strip(" -\n"))
         elif match := _UNKNOWN.search(line):
             self._unknown.append(match[1])
         elif match := _UNREADABLE.search(line):
@@ -233,6 +236,8 @@ class _Progress:
             names = " and no package ".join(dict.fromkeys(self._unknown))
             message = f"{urls} has no package {names}; correct the name, or add the repository that has it"
             raise RecipeError("packages", message) from error
+        if self._conflict:
+            raise RecipeError("packages", f"these cannot be installed together: {'; '.join(self._conflict)}") from error
         if self._unsigned:
             raise RecipeError("files", f"{self._unsigned}: none of the keys in {KEYS} is the package's") from error
         if self._script:
