@@ -271,7 +271,9 @@ def _decompressed(path: Path) -> bytes:
     if path.suffix == ".gz":
         return gzip.decompress(content)
     if path.suffix == ".zst":
-        return subprocess.run(["zstd", "--decompress", "--stdout", "--quiet", path], check=True, capture_output=True).stdout
+        return subprocess.run(
+            ["zstd", "--decompress", "--stdout", "--quiet", path], check=True, capture_output=True
+        ).stdout
     if path.suffix != ".ko":
         raise BuildError(f"{path} is packed in a way the builder cannot read ({path.suffix}).")
     return content

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from images.builder.chroot import furnish
+from images.builder.chroot.debian import DEBIAN
 from images.builder.director import Context, build, sweep_up
 from images.builder.errors import RecipeError
 from images.builder.manifest import Manifest
@@ -125,6 +126,26 @@ def test_a_failing_hook_names_itself_and_can_be_replayed(root: Path) -> None:
     line = shlex.join(step.commands[-1])
     replay = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
     assert (replay.returncode, replay.stdout) == (127, "looking for it\n")
+
+
+def test_a_tree_loses_and_gets_packages_from_where_it_came(root: Path) -> None:
+    """What a derived version is made by; the tree is a finished one, without indices and without a resolver."""
+    step = Recorded("change", "Change")
+    run = Runner(step)
+    DEBIAN.change(root, ["sl"], ["tmux"], True, run)
+    names = {package.name for package in DEBIAN.packages(root, run)}
+    assert ("sl" in names, "tmux" in names) == (True, False)
+    assert (root / "usr/games/sl").is_file()
+    assert step.done[-1][0] == step.done[-1][1] > 0
+    with pytest.raises(RecipeError, match="tmux cannot be removed: it is not installed"):
+        DEBIAN.change(root, [], ["tmux"], False, run)
+    with pytest.raises(RecipeError, match="have no package no-such-game"):
+        DEBIAN.change(root, ["no-such-game"], [], False, run)
+    DEBIAN.finish(root, 1_000_000)
+    assert list((root / "var/lib/apt/lists").iterdir()) == list((root / "var/cache/apt").iterdir()) == []
+    assert [path.name for path in root.parent.iterdir()] == ["tree"]
+    assert not (root / "usr/sbin/policy-rc.d").exists()
+    assert str(root) not in Path("/proc/self/mountinfo").read_text()
 
 
 def test_the_same_recipe_gives_the_same_digest(version: tuple[Manifest, Store], tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,9 +28,6 @@ from tests.lab import Lab
 
 pytestmark = [pytest.mark.build, pytest.mark.slow, pytest.mark.root, pytest.mark.once]
 
-# A key that signed nothing.
-KEY = RecipeFile("/etc/pki/rpm-gpg/RPM-GPG-KEY-tiny", (Path(__file__).parent / "nobody.asc").read_text())
-
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -37,6 +35,25 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("repository") / "packages"
     shutil.copytree(rpms.repository(), place)
     return place
+
+
+@pytest.fixture(scope="module")
+def signer() -> Iterator[rpms.Signer]:
+    with rpms.Signer("maker@example.org") as signer:
+        yield signer
+
+
+@pytest.fixture(scope="module")
+def signed(signer: rpms.Signer, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """The same packages, signed, and the recipe that knows the key."""
+    place = tmp_path_factory.mktemp("signed") / "packages"
+    shutil.copytree(rpms.repository(), place)
+    signer.sign(place)
+    return replace(recipe, mirror=f"file://{place}", files=(_key(signer.public),))
+
+
+def _key(public: str) -> RecipeFile:
+    return RecipeFile("/etc/pki/rpm-gpg/RPM-GPG-KEY-tiny", public)
 
 
 @pytest.fixture(scope="module")
@@ -172,60 +189,65 @@ def test_a_tree_is_upgraded_and_loses_and_gets_packages_from_where_it_came(root:
     assert str(root) not in Path("/proc/self/mountinfo").read_text()
 
 
-def _unknown(recipe: Recipe) -> Recipe:
-    return replace(recipe, packages=("game", "no-such-game"))
+def test_signed_packages_are_taken_with_their_key(signed: Recipe, tmp_path: Path) -> None:
+    step = Recorded("bootstrap", "Install")
+    rpm.bootstrap(signed, tmp_path / "tree", Runner(step))
+    assert "game" in {package.name for package in rpm.packages(tmp_path / "tree", Runner(step))}
+    assert not any("NOT checked" in line for line in step.lines)
+    assert "gpgcheck=1" in (tmp_path / "tree/etc/yum.repos.d/recipe.repo").read_text()
+    rpm.change(tmp_path / "tree", ["toy"], [], False, Runner(step))
+    assert (tmp_path / "tree/usr/share/toy").exists()
 
 
-def _gone(recipe: Recipe) -> Recipe:
-    return replace(recipe, mirror=f"{recipe.mirror}-gone")
-
-
-def _wrong_script(recipe: Recipe) -> Recipe:
-    return replace(recipe, packages=("wrong",))
-
-
-def _keyless(recipe: Recipe) -> Recipe:
-    return replace(recipe, mirror="http://127.0.0.1:9/packages")
-
-
-def _unsigned(recipe: Recipe) -> Recipe:
-    return replace(recipe, files=(KEY,))
-
-
-def _no_answer(recipe: Recipe) -> Recipe:
-    return replace(recipe, files=(KEY,), mirror="http://127.0.0.1:9/packages")
-
-
-def _impossible(recipe: Recipe) -> Recipe:
-    return replace(recipe, packages=("game", "lonely"))
+def test_packages_signed_by_somebody_else_are_refused(signed: Recipe, tmp_path: Path) -> None:
+    with rpms.Signer("stranger@example.org") as stranger:
+        other = replace(signed, files=(_key(stranger.public),))
+    with pytest.raises(RecipeError, match="none of the keys in /etc/pki/rpm-gpg is the package's") as caught:
+        rpm.bootstrap(other, tmp_path / "tree", Runner(Recorded("bootstrap", "Install")))
+    assert caught.value.field == "files"
 
 
 @pytest.mark.parametrize(
-    ("spoil", "field", "message"),
+    ("changed", "field", "message"),
     [
-        (_unknown, "packages", r"file://\S+/packages has no package no-such-game; correct the name"),
-        (_gone, "mirror", r"packages-gone: a repository cannot be read: Cannot download repomd.xml"),
-        (_no_answer, "mirror", r"http://127.0.0.1:9/packages: a repository cannot be read"),
-        (_wrong_script, "packages", r"the POSTIN script of wrong failed"),
-        (_keyless, "files", r"the key of http://127.0.0.1:9/packages is missing: .* /etc/pki/rpm-gpg/RPM-GPG-KEY-tiny"),
-        (_unsigned, "files", r"Package \S+ is not signed"),
-        (_impossible, "packages", r"these cannot be installed together: .*nothing provides a-friend needed by lonely"),
+        (
+            {"packages": ("game", "no-such-game")},
+            "packages",
+            r"file://\S+ has no package no-such-game; correct the name",
+        ),
+        ({"packages": ("wrong",)}, "packages", r"the POSTIN script of wrong failed"),
+        ({"packages": ("lonely",)}, "packages", r"cannot be installed together: .*nothing provides a-friend needed by"),
+        ({"mirror": "file:///no/such"}, "mirror", r"/no/such: a repository cannot be read: Cannot download repomd.xml"),
+        (
+            {"mirror": "http://127.0.0.1:9/x"},
+            "files",
+            r"the key of http://127.0.0.1:9/x is missing: .*/RPM-GPG-KEY-tiny",
+        ),
+        (
+            {"mirror": "http://127.0.0.1:9/x", "files": "key"},
+            "mirror",
+            r"http://127.0.0.1:9/x: a repository cannot be read",
+        ),
+        ({"files": "key"}, "files", r"Package \S+ is not signed"),
     ],
 )
 def test_what_cannot_be_installed_is_a_clear_error_and_nothing_is_left(
     recipe: Recipe,
+    signer: rpms.Signer,
     repository: Path,
     tmp_path: Path,
-    spoil: Callable[[Recipe], Recipe],
+    changed: dict[str, Any],
     field: str,
     message: str,
 ) -> None:
-    if spoil is _impossible:
+    if "lonely" in changed.get("packages", ()):
         rpms.rpm(LONELY, repository)
         rpms.index(repository)
+    if "files" in changed:
+        changed = {**changed, "files": (_key(signer.public),)}
     store, steps = Store(tmp_path / "store"), Silent()
     with pytest.raises(RecipeError, match=message) as caught:
-        build(spoil(recipe), Context(tmp_path / "work", store, DAEMON), steps)
+        build(replace(recipe, **changed), Context(tmp_path / "work", store, DAEMON), steps)
     assert caught.value.field == field
     assert [(step.name, step.failed) for step in steps.steps] == [("bootstrap", True)]
     assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
@@ -255,7 +277,8 @@ def test_a_failing_hook_names_itself(root: Path) -> None:
 def test_a_pc_boots_the_tree_up_to_its_own_first_process(built: tuple[Manifest, Store, Silent]) -> None:
     manifest, store, _ = built
     parts = {part: store.require(artefact) for part, artefact in manifest.artefacts().items()}
-    version = Version(**parts, verity=Verity(manifest.root_hash, manifest.root_blocks))
+    verity = Verity(manifest.root_hash, manifest.root_blocks)
+    version = Version(parts["kernel"], parts["initrd"], parts["root"], parts["plan"], parts["home"], verity)
     with Gateway(version) as gateway, Lab(gateway.port, network="user") as lab:
         pc = lab.pc("seat-7", memory_mib=512)
         boot(gateway, pc)

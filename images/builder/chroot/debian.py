@@ -222,6 +222,9 @@ def _outside(tree: Path, place: Path) -> list[str]:
         "APT::Install-Recommends": "false",
         "APT::Keep-Downloaded-Packages": "false",
         "DPkg::Use-Pty": "false",
+        "Acquire::Languages": "none",
+        "Dir::Cache::pkgcache": "",
+        "Dir::Cache::srcpkgcache": "",
     }
     dpkg = ("--force-unsafe-io", "--force-confdef", "--force-confold")
     return [
