@@ -14,7 +14,7 @@ from images.builder.change import Change
 from images.builder.errors import RecipeError
 from images.builder.manifest import Manifest
 from images.builder.recipe import Hook, Recipe, RecipeFile
-from images.builder.volatile import DEFAULTS, parse_rules
+from images.builder.volatile import parse_rules
 
 hex_digest = RegexValidator(r"^[0-9a-f]{64}$", "A SHA-256 digest in hex.")
 
@@ -23,6 +23,8 @@ class Family(models.TextChoices):
     """Of distributions: which tools make the chroot."""
 
     DEBIAN = "debian", "Debian"
+    UBUNTU = "ubuntu", "Ubuntu"
+    RPM = "rpm", "Fedora, RHEL and their kin (rpm)"
 
 
 class Image(models.Model):
@@ -42,9 +44,20 @@ class Image(models.Model):
     slug = models.SlugField(max_length=40, unique=True)
     name = models.CharField(max_length=80)
     family = models.CharField(max_length=10, choices=Family.choices, default=Family.DEBIAN)
-    suite = models.CharField(max_length=30, default="bookworm")
-    components = models.CharField(max_length=100, default="main", help_text="Of the archive: main contrib non-free.")
-    mirror = models.CharField(max_length=200, blank=True, help_text="Of the archive. Empty: the server's own.")
+    suite = models.CharField(
+        max_length=30, default="bookworm", help_text="Debian: bookworm. Ubuntu: noble. Rpm: the release, as 42 or 9."
+    )
+    components = models.CharField(
+        max_length=100,
+        default="main",
+        help_text="Of the archive: main contrib non-free (Debian), main universe (Ubuntu). Rpm repositories have none.",
+    )
+    mirror = models.CharField(
+        max_length=1000,
+        blank=True,
+        help_text="Of the archive. Empty: the server's own. Rpm: the addresses of the repositories, a space between "
+        "two; $releasever and $basearch are filled in, and their keys are files of the recipe in /etc/pki/rpm-gpg.",
+    )
     packages = models.TextField(blank=True, help_text="One per line, beside those every client needs.")
     volatile = models.TextField(
         blank=True,
@@ -91,7 +104,7 @@ class Image(models.Model):
             components=tuple(self.components.split()),
             mirror=self.mirror,
             packages=tuple(self.packages.split()),
-            volatile=parse_rules(self.volatile) or DEFAULTS[self.family],
+            volatile=parse_rules(self.volatile),
             user=self.user,
             uid=self.uid,
             **parts,

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from images.builder import apart, initrd, maintenance, rootplan
 from images.builder.change import Change
-from images.builder.chroot import debian, inside
+from images.builder.chroot import furnish, inside, trim
 from images.builder.errors import DiskFull
+from images.builder.families import FAMILIES
 from images.builder.manifest import Manifest
 from images.builder.packing import Packed, pack
 from images.builder.recipe import Hook, Recipe
@@ -25,7 +26,6 @@ from images.builder.steps import Steps
 from images.builder.store import Store
 from images.builder.trees import Trees
 
-FAMILIES = {"debian": debian}
 _FULL = ("No space left on device", "Disk quota exceeded", "don't have enough free space")
 _NEARLY_NOTHING = 1 << 20  # bytes; what programs that hide the reason leave free on a full disk
 
@@ -72,15 +72,17 @@ def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
     ):
         build = _Build(steps, work)
         tree, started = work / "tree", time.time()
-        with build.step("bootstrap", f"Install Debian {recipe.suite} and {_count(recipe.packages, 'package')}") as run:
+        with build.step(
+            "bootstrap", f"Install {family.title} {recipe.suite} and {_count(recipe.packages, 'package')}"
+        ) as run:
             family.bootstrap(recipe, tree, run)
-        epoch = family.youngest_shipped(tree, started) if context.epoch is None else context.epoch
+        epoch = trim.youngest_shipped(tree, started) if context.epoch is None else context.epoch
         files = (*recipe.files, *recipe.home_files)
         with build.step("configure", f"Put in {_count(files, 'file')}, make user {recipe.user}") as run:
-            family.configure(recipe, tree, run)
+            furnish.configure(recipe, tree, run)
         for number, hook in enumerate(recipe.hooks, 1):
             with build.step(f"hook-{number}", f"Run the hook {hook.name!r}") as run:
-                family.hook(hook, tree, run)
+                furnish.hook(hook, tree, run)
         with build.step("finish", "Make it a diskless client's") as run:
             packages = family.packages(tree, run)
             family.finish(tree, epoch)
@@ -145,10 +147,10 @@ def derive_here(
                         inside.write(tree, file.path, file.content, file.mode)
             if change.script:
                 with build.step("script", "Run the script") as run:
-                    family.hook(Hook("script", change.script), tree, run)
+                    furnish.hook(Hook("script", change.script), tree, run)
             with build.step("finish", "Make it a diskless client's") as run:
                 packages = family.packages(tree, run)
-                shipped = family.youngest_shipped(upper if layered else tree, started)
+                shipped = trim.youngest_shipped(upper if layered else tree, started)
                 epoch = max(parent.epoch, shipped) if context.epoch is None else context.epoch
                 family.finish(tree, epoch)
             packed = Packed(tree, recipe, packages, epoch, parent.digest, change)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class BuildError(Exception):
     """A build that cannot go on; the message names the thing, what happened and what to do next."""
@@ -17,3 +19,9 @@ class RecipeError(BuildError):
 
 class DiskFull(BuildError):
     """No space left where the build works or where the store is: the operator makes room."""
+
+
+def refuse_unless(pattern: re.Pattern[str], field: str, value: str, wanted: str) -> None:
+    """Raise RecipeError for `field` unless the whole `value` matches; `wanted` says in words what does."""
+    if not pattern.fullmatch(value):
+        raise RecipeError(field, f"{value!r} is not {wanted}")

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import struct
+import subprocess
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -302,6 +303,10 @@ def _decompressed(path: Path) -> bytes:
         return lzma.decompress(content)
     if path.suffix == ".gz":
         return gzip.decompress(content)
+    if path.suffix == ".zst":
+        return subprocess.run(
+            ["zstd", "--decompress", "--stdout", "--quiet", path], check=True, capture_output=True
+        ).stdout
     if path.suffix != ".ko":
         raise BuildError(f"{path} is packed in a way the builder cannot read ({path.suffix}).")
     return content

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from images.builder.chroot.debian import Package
+from images.builder.chroot.family import Package
 from images.builder.recipe import canonical_json
 from images.builder.store import Artefact, Store
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from images.builder import initrd, rootplan, squashfs
 from images.builder.change import Change
-from images.builder.chroot.debian import Package
+from images.builder.chroot import inside
+from images.builder.chroot.family import Package
 from images.builder.errors import BuildError, RecipeError
 from images.builder.manifest import PARTS, Manifest
 from images.builder.recipe import Recipe
@@ -87,16 +88,22 @@ def pack(packed: Packed, ready: Path, store: Store, daemon: Path, cache: Path, s
 
 
 def _take_kernel(tree: Path, output: Path) -> str:
-    """Move the kernel out of the tree, where clients have no use for it; returns its release."""
-    kernels = sorted((tree / "boot").glob("vmlinuz-*"))
+    """Move the kernel out of the tree, where clients have no use for it; returns its release.
+
+    It is /boot/vmlinuz-RELEASE, or lies beside its modules: /lib/modules/RELEASE/vmlinuz. Some systems have both.
+    """
+    boot, modules = tree / "boot", inside.locate(tree, "/lib/modules")
+    kernels = {path.name.removeprefix("vmlinuz-"): [path] for path in sorted(boot.glob("vmlinuz-*"))}
+    for path in sorted(modules.glob("*/vmlinuz")):
+        kernels.setdefault(path.parent.name, []).append(path)
     if len(kernels) != 1:
-        names = ", ".join(kernel.name for kernel in kernels) or "none"
+        names = ", ".join(sorted(kernels)) or "none"
         raise RecipeError("packages", f"an image has exactly one kernel, this one has {names}")
-    release = kernels[0].name.removeprefix("vmlinuz-")
-    shutil.move(kernels[0], output)
-    for left in (tree / "boot").glob(f"*{release}"):
-        if left.name.startswith(("System.map", "initrd.img")):
-            left.unlink()
+    [(release, [path, *copies])] = kernels.items()
+    shutil.move(path, output)
+    left = [path for path in boot.glob(f"*{release}*") if path.name.startswith(("System.map", "initr"))]
+    for path in (*copies, *left):
+        path.unlink()
     return release
 
 

@@ -8,19 +8,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
-from urllib.parse import urlsplit
 
-from images.builder.errors import RecipeError
+from images.builder.errors import RecipeError, refuse_unless
+from images.builder.families import FAMILIES
 from images.builder.paths import refuse_path, refuse_relative
-from images.builder.volatile import DEFAULTS, MOUNT_POINTS, Rule
-
-FAMILIES = ("debian",)
+from images.builder.volatile import MOUNT_POINTS, Rule
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_SUITE = re.compile(r"[a-z][a-z0-9.-]{0,63}")
-_COMPONENT = re.compile(r"[a-z][a-z0-9-]{0,63}")
-# Debian Policy 5.6.1 (name) and 5.6.12 (version), with apt's :architecture and =version.
-_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9][a-z0-9-]*)?(=[0-9][A-Za-z0-9.+:~-]*)?")
 # NAME_REGEX of Debian's adduser.conf(5); 32 is the limit of useradd(8).
 _USER = re.compile(r"[a-z][-a-z0-9_]{0,31}")
 _HOOK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,63}")
@@ -64,23 +58,19 @@ class Recipe:
     packages: tuple[str, ...] = ()
     files: tuple[RecipeFile, ...] = ()
     hooks: tuple[Hook, ...] = ()
-    volatile: tuple[Rule, ...] = DEFAULTS["debian"]
+    volatile: tuple[Rule, ...] = ()  # empty: the family's own
     user: str = "player"
     uid: int = 1000
     home_files: tuple[RecipeFile, ...] = ()
-    mirror: str = ""  # http(s) URL of an archive; empty: the host's own apt sources of the suite
+    mirror: str = ""  # URL of an archive, of rpm repositories several; empty: what the family knows of the host
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise RecipeError("family", f"{self.family!r} is not one of {', '.join(FAMILIES)}")
-        _match(_NAME, "name", self.name, "lower-case letters, digits and inner hyphens, at most 63")
-        _match(_SUITE, "suite", self.suite, "the name of a suite such as bookworm")
-        if not self.components:
-            raise RecipeError("components", "name at least one, such as main")
-        for component in self.components:
-            _match(_COMPONENT, "components", component, "the name of a component such as main")
-        for package in self.packages:
-            _match(_PACKAGE, "packages", package, "the name of a Debian package (Policy 5.6.1)")
+        refuse_unless(_NAME, "name", self.name, "lower-case letters, digits and inner hyphens, at most 63")
+        FAMILIES[self.family].refuse(self)
+        if not self.volatile:
+            object.__setattr__(self, "volatile", FAMILIES[self.family].volatile)
         for file in self.files:
             _refuse("files", refuse_path(file.path) or ("it is a directory" if file.path == "/" else ""))
             if any(file.path == point or file.path.startswith(f"{point}/") for point in MOUNT_POINTS):
@@ -95,15 +85,11 @@ class Recipe:
                 if not 0 <= file.mode <= 0o7777:
                     raise RecipeError(field, f"{file.path}: {file.mode:o} is no mode")
         for hook in self.hooks:
-            _match(_HOOK, "hooks", hook.name, "letters, digits, spaces and . _ -")
+            refuse_unless(_HOOK, "hooks", hook.name, "letters, digits, spaces and . _ -")
         _refuse_twice("hooks", (hook.name for hook in self.hooks))
-        _match(_USER, "user", self.user, "a lower-case letter, then letters, digits, - and _, at most 32")
+        refuse_unless(_USER, "user", self.user, "a lower-case letter, then letters, digits, - and _, at most 32")
         if not 1000 <= self.uid <= 59999:  # Debian Policy 9.2.2: dynamically allocated user accounts
             raise RecipeError("uid", f"{self.uid} is not between 1000 and 59999")
-        if self.mirror and urlsplit(self.mirror).scheme not in ("http", "https", "file", "copy"):
-            raise RecipeError("mirror", f"{self.mirror!r} is no http, https, file or copy URL")
-        if any(letter.isspace() for letter in self.mirror):
-            raise RecipeError("mirror", f"{self.mirror!r} has white space in it")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
@@ -164,11 +150,6 @@ def canonical_json(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode(
         "utf-8", "surrogateescape"
     )
-
-
-def _match(pattern: re.Pattern[str], field: str, value: str, wanted: str) -> None:
-    if not pattern.fullmatch(value):
-        raise RecipeError(field, f"{value!r} is not {wanted}")
 
 
 def _refuse(field: str, problem: str) -> None:

@@ -64,7 +64,7 @@ def parse_rules(text: str) -> tuple[Rule, ...]:
     return tuple(Rule.parse(line) for line in lines if line and not line.startswith("#"))
 
 
-# What a Debian system writes to, and the big parts of it that only a package manager writes.
+# What a system with dpkg writes to, and the big parts of it that only a package manager writes.
 DEBIAN = parse_rules("""
 copy /etc
 share /etc/ssl/certs
@@ -78,5 +78,3 @@ empty /tmp
 empty /mnt
 empty /media
 """)
-
-DEFAULTS = {"debian": DEBIAN}

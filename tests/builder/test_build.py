@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from images.builder.chroot import debian
+from images.builder.chroot import furnish
 from images.builder.director import Context, build, sweep_up
 from images.builder.errors import RecipeError
 from images.builder.manifest import Manifest
@@ -103,7 +103,7 @@ def test_python_loads_what_was_compiled_without_asking_for_the_source(root: Path
 def test_a_hook_runs_in_the_chroot_as_root_without_disks_and_services(root: Path) -> None:
     step = Recorded("hook", "A hook")
     script = 'id -u; pwd; ls /dev; cat /etc/motd; policy-rc.d x start || echo "policy $?"; echo x >/etc/made\n'
-    debian.hook(Hook("look around", script), root, Runner(step))
+    furnish.hook(Hook("look around", script), root, Runner(step))
     lines = "".join(step.lines).split("\n")
     assert lines[:2] == ["0", "/"]
     assert {"null", "pts", "urandom"} <= set(lines)
@@ -117,11 +117,11 @@ def test_a_hook_runs_in_the_chroot_as_root_without_disks_and_services(root: Path
 def test_a_failing_hook_names_itself_and_can_be_replayed(root: Path) -> None:
     script = Hook("fetch the game", "echo 'looking for it'\nno-such-command --now\n")
     with pytest.raises(RecipeError, match="'fetch the game' failed") as caught:
-        debian.hook(script, root, Runner(Recorded("hook", "A hook")))
+        furnish.hook(script, root, Runner(Recorded("hook", "A hook")))
     assert "no-such-command: not found" in str(caught.value)
     step = Recorded("hook", "A hook")
     with pytest.raises(RecipeError):
-        debian.hook(script, root, Runner(step))
+        furnish.hook(script, root, Runner(step))
     line = shlex.join(step.commands[-1])
     replay = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
     assert (replay.returncode, replay.stdout) == (127, "looking for it\n")

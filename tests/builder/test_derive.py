@@ -17,7 +17,7 @@ import pytest
 
 from images.builder import maintenance
 from images.builder.change import Change
-from images.builder.chroot import debian, inside
+from images.builder.chroot import debian, furnish, inside
 from images.builder.director import Context, derive, provenance
 from images.builder.errors import RecipeError
 from images.builder.manifest import Manifest
@@ -199,7 +199,7 @@ def test_a_script_sees_and_reaches_nothing_of_the_host(parent_tree: Path) -> Non
         echo 1 >/proc/sys/kernel/sysrq || echo "cannot change the kernel"
         echo owner >/etc/owned; chown player:player /etc/owned
     """
-    debian.hook(Hook("look", script), parent_tree, Runner(step))
+    furnish.hook(Hook("look", script), parent_tree, Runner(step))
     lines = [line.strip() for line in step.lines]
     assert {line for line in lines if line.startswith("process")} <= {"process sh", "process cat"}
     assert {"cannot kill", "cannot make devices", "cannot change the kernel"} <= set(lines)
@@ -213,7 +213,7 @@ def test_services_that_package_scripts_start_do_not_start(parent_tree: Path) -> 
     script = (
         "invoke-rc.d --force dbus start || echo refused $?; systemctl start dbus || true; ls /run/dbus 2>&1 || true"
     )
-    debian.hook(Hook("start", script), parent_tree, Runner(step))
+    furnish.hook(Hook("start", script), parent_tree, Runner(step))
     assert "policy-rc.d denied execution of start" in "".join(step.lines)
     assert not any("dbus-daemon" in words and str(parent_tree) in words for words in command_lines())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -93,6 +94,65 @@ def test_what_cannot_be_built_is_refused_by_the_name_of_its_field(field: str, va
     with pytest.raises(RecipeError) as caught:
         Recipe.from_dict({"name": "plain", "suite": "bookworm", field: value})
     assert caught.value.field == field
+
+
+RPM = {
+    "name": "plain",
+    "family": "rpm",
+    "suite": "42",
+    "mirror": "https://mirror.example/fedora/$releasever/$basearch/os",
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("suite", "4 2"),
+        ("suite", "../42"),
+        ("suite", ""),
+        ("components", ["main", "contrib"]),
+        ("packages", ["--nogpgcheck"]),
+        ("packages", ["*"]),
+        ("packages", ["@core"]),
+        ("packages", ["/usr/bin/tmux"]),
+        ("packages", ["a b"]),
+        ("packages", ["tmux\n"]),
+        ("mirror", ""),
+        ("mirror", " "),
+        ("mirror", "https://mirror.example/ ftp://mirror.example/"),
+        ("mirror", "copy:/srv/packages"),
+        ("mirror", "https://mirror.example/\x01"),
+        ("mirror", "https://mirror.example/[other]"),
+    ],
+)
+def test_what_dnf_would_not_take_is_refused_by_the_name_of_its_field(field: str, value: Any) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_dict({**RPM, field: value})
+    assert caught.value.field == field
+    assert not re.search("Debian|apt|deb ", str(caught.value))
+
+
+def test_names_versions_and_several_repositories_of_rpm_packages_are_taken() -> None:
+    packages = (
+        "tmux",
+        "libstdc++",
+        "glibc.i686",
+        "python3.12",
+        "NetworkManager-wifi",
+        "vim-2:9.1.083-1.fc42",
+        "xorg-x11_1~rc1^2",
+    )
+    two = f"{RPM['mirror']} file:///srv/ours"
+    recipe = Recipe.from_dict({**RPM, "packages": list(packages), "mirror": two})
+    assert (recipe.packages, recipe.mirror) == (packages, two)
+
+
+def test_volatile_rules_that_a_recipe_leaves_out_are_its_family_s() -> None:
+    assert Rule(Verb.SHARE, "/var/lib/rpm") in Recipe.from_dict(RPM).volatile
+    assert Rule(Verb.SHARE, "/var/lib/dpkg") in Recipe(name="plain", suite="noble", family="ubuntu").volatile
+    own = Recipe.from_dict({**RPM, "volatile": ["copy /etc"]})
+    assert own.volatile == (Rule(Verb.COPY, "/etc"),)
+    assert Recipe.from_dict(own.to_dict()) == own
 
 
 def test_an_unknown_key_is_refused() -> None:

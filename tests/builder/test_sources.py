@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from images.builder.chroot.sources import Source, sources
+from images.builder.chroot.sources import UBUNTU, Archive, Source, sources
 from images.builder.errors import BuildError
-from images.builder.recipe import Recipe
+from images.builder.recipe import Recipe, RecipeFile
 
 RECIPE = Recipe(name="plain", suite="bookworm")
 KEY = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -86,3 +87,47 @@ def test_a_suite_or_component_the_host_does_not_know_is_an_error_with_a_way_out(
         sources(Recipe(name="plain", suite="sid"), apt)
     with pytest.raises(BuildError, match="no component non-free of bookworm"):
         sources(Recipe(name="plain", suite="bookworm", components=("main", "non-free")), apt)
+
+
+NOBLE = Recipe(name="plain", suite="noble", family="ubuntu", components=("main", "universe"))
+POCKETS = "Suites: noble noble-updates noble-security\nComponents: main universe\n"
+
+
+@pytest.fixture
+def ubuntu(tmp_path: Path) -> Archive:
+    """Ubuntu's archive on a host that has its keyring."""
+    keyring = tmp_path / "ubuntu-archive-keyring.gpg"
+    keyring.write_bytes(b"keys")
+    return replace(UBUNTU, keyring=keyring)
+
+
+def test_ubuntu_on_a_debian_host_comes_from_its_own_mirror_with_its_updates(apt: Path, ubuntu: Archive) -> None:
+    (apt / "sources.list.d/debian.sources").write_text(DEB822)
+    assert [str(source) for source in sources(NOBLE, apt, ubuntu)] == [
+        f"Types: deb\nURIs: http://archive.ubuntu.com/ubuntu\n{POCKETS}Signed-By: {ubuntu.keyring}\n"
+    ]
+    [own] = sources(replace(NOBLE, mirror="http://mirror.example/ubuntu"), apt, ubuntu)
+    assert str(own) == f"Types: deb\nURIs: http://mirror.example/ubuntu\n{POCKETS}Signed-By: {ubuntu.keyring}\n"
+
+
+def test_ubuntu_on_an_ubuntu_host_comes_from_the_host_s_sources(apt: Path, ubuntu: Archive) -> None:
+    (apt / "sources.list.d/ubuntu.sources").write_text(
+        "Types: deb\nURIs: http://near.example/ubuntu\nSuites: noble noble-updates noble-backports\n"
+        f"Components: main restricted universe\nSigned-By: {ubuntu.keyring}\n\n"
+        "Types: deb\nURIs: http://other.example/ppa/ubuntu\nSuites: noble\nComponents: main\n"
+        "Signed-By: /etc/apt/keyrings/ppa.gpg\n"
+    )
+    [source] = sources(NOBLE, apt, ubuntu)
+    assert source.uris == ("http://near.example/ubuntu",)
+    assert source.suites == ("noble", "noble-updates")
+
+
+def test_without_ubuntu_s_key_the_error_says_where_to_get_or_put_it(apt: Path) -> None:
+    nowhere = replace(UBUNTU, keyring=apt / "ubuntu-archive-keyring.gpg")
+    with pytest.raises(
+        BuildError, match=r"install the package ubuntu-keyring .* the file /etc/apt/keyrings/ubuntu.asc"
+    ):
+        sources(NOBLE, apt, nowhere)
+    key = RecipeFile("/etc/apt/keyrings/ubuntu.asc", "-----BEGIN\n\nabc\n-----END\n")
+    [source] = sources(replace(NOBLE, files=(key,)), apt, nowhere)
+    assert str(source).endswith("Signed-By: \n -----BEGIN\n .\n abc\n -----END\n")

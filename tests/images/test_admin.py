@@ -56,6 +56,12 @@ def test_a_volunteer_writes_a_recipe_and_builds_it(world: World) -> None:
         ({"site": ""}, "This field is required"),
         ({"packages": "Bad_Name"}, "is not the name of a Debian package"),
         ({"volatile": "copy etc"}, "is not absolute"),
+        ({"family": "rpm", "suite": "42"}, "the server has no rpm repository of its own"),
+        (
+            {"family": "rpm", "suite": "42", "packages": "@core", "mirror": "file:///srv"},
+            "is not the name of an rpm package",
+        ),
+        ({"family": "beos"}, "Select a valid choice"),
     ],
 )
 def test_what_cannot_be_built_is_refused_in_the_form(world: World, fields: dict[str, str], said: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from django.db.models import Max
 
 from fleet.models import Site
-from images.builder.chroot.debian import Package
+from images.builder.chroot.family import Package
 from images.builder.manifest import Manifest
 from images.builder.store import Artefact
 from images.models import HomeTemplate, Image, ImageVersion, VersionStatus

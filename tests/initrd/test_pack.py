@@ -150,14 +150,14 @@ def test_the_same_input_gives_the_same_bytes(modules: Path, daemon: Path, tmp_pa
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-@pytest.mark.parametrize("suffix", [".xz", ".gz"])
+@pytest.mark.parametrize("suffix", [".xz", ".gz", ".zst"])
 def test_modules_that_a_distribution_packed_are_packed_as_busybox_unpacks_them(
     modules: Path, daemon: Path, tmp_path: Path, suffix: str
 ) -> None:
     """Other distributions compress each module; their tables name them so."""
-    packer = {".xz": "xz", ".gz": "gzip"}[suffix]
+    packer = {".xz": ["xz"], ".gz": ["gzip"], ".zst": ["zstd", "--quiet", "--rm"]}[suffix]
     for path in modules.rglob("*.ko"):
-        subprocess.run([packer, str(path)], check=True)
+        subprocess.run([*packer, str(path)], check=True)
     table = modules / "modules.dep"
     table.write_text(table.read_text().replace(".ko", f".ko{suffix}"))
     initrd.build(tmp_path / "tree", RELEASE, daemon, tmp_path / "initrd", Runner(Recorded("initrd", "")))

@@ -1,4 +1,4 @@
-"""Debian and its kin: a tree made by mmdebstrap, with the recipe's files, user and hooks in it."""
+"""Debian, Ubuntu and their kin: a tree made by mmdebstrap, changed by apt from outside."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ import os
 import re
 import shlex
 import shutil
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-from images.builder.change import Change
-from images.builder.chroot import inside, trim
+from images.builder.chroot import inside, snapshot, trim
+from images.builder.chroot import sources as archives
+from images.builder.chroot.family import Package
 from images.builder.chroot.sources import sources
-from images.builder.errors import BuildError, RecipeError
-from images.builder.recipe import Hook, Recipe
+from images.builder.errors import BuildError, RecipeError, refuse_unless
 from images.builder.run import CommandFailed, Runner
+from images.builder.volatile import DEBIAN as VOLATILE
+from images.builder.volatile import Rule
+
+if TYPE_CHECKING:
+    from images.builder.change import Change
+    from images.builder.recipe import Recipe
 
 # What a client needs to boot, log a user in and run the daemon (python3: the minimal one has no json).
 BASE = ("systemd-sysv", "udev", "dbus", "libpam-systemd", "kmod", "python3", "iproute2", "login", "passwd")
@@ -43,13 +50,29 @@ DOCUMENTS = (
     "path-exclude=/usr/share/lintian/*",
 )
 
+LEAVINGS = trim.Leavings(
+    units=("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer"),
+    emptied=("var/cache/apt", "var/lib/apt/lists", "var/log/apt"),
+    removed=(
+        "etc/apt/apt.conf.d/99mmdebstrap",
+        *(f"var/cache/debconf/{name}.dat-old" for name in ("config", "templates")),
+        *(f"var/lib/dpkg/{name}-old" for name in ("available", "diversions", "status", "statoverride")),
+        *(f"var/lib/dpkg/{name}" for name in ("lock", "lock-frontend", "triggers/Lock")),
+        *(f"var/log/{name}.log" for name in ("bootstrap", "dpkg", "alternatives")),
+    ),
+)
+
+_SUITE = re.compile(r"[a-z][a-z0-9.-]{0,63}")
+_COMPONENT = re.compile(r"[a-z][a-z0-9-]{0,63}")
+# Debian Policy 5.6.1 (name) and 5.6.12 (version), with apt's :architecture and =version.
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9][a-z0-9-]*)?(=[0-9][A-Za-z0-9.+:~-]*)?")
+
 _UNKNOWN = re.compile(
     r"E: (?:Unable to locate package (?P<name>\S+)"
     r"|Package '(?P<virtual>[^']+)' has no installation candidate"
     r"|Version '[^']*' for '(?P<version>[^']+)' was not found"
     r"|Couldn't find any package by (?:glob|regex) '(?P<pattern>[^']+)')"
 )
-_PROXY = ("Acquire::http::Proxy", "Acquire::https::Proxy")
 # What apt calls in place of dpkg. Paths of archives lose the way to the tree; descriptors (--status-fd) are inherited.
 _DPKG = """\
 #!/bin/sh
@@ -59,81 +82,122 @@ for word in "$@"; do
 done
 exec {enter} dpkg "$@"
 """
-_TO_INSTALL = re.compile(r"\d+ upgraded, (\d+) newly installed")
+_NOT_INSTALLED = re.compile(r"Package '(?P<name>[^']+)' is not installed, so not removed")
+_TO_INSTALL = re.compile(r"(\d+) upgraded, (\d+) newly installed")
 _MOVES = ("Unpacking ", "Setting up ")
 
 
 @dataclass(frozen=True, slots=True)
-class Package:
-    """An installed package; what a version's package list is made of."""
+class Distribution:
+    """A family of distributions with dpkg: its words, its kernels and its archive."""
 
-    name: str
-    version: str
-    architecture: str
+    title: str
+    kernels: Mapping[str, str]  # architecture → the package that depends on the present kernel
+    archive: archives.Archive
+    volatile: tuple[Rule, ...] = VOLATILE
+
+    def refuse(self, recipe: Recipe) -> None:
+        """Raise RecipeError for what apt would not take, as `Family.refuse`."""
+        refuse_unless(_SUITE, "suite", recipe.suite, f"the name of a suite such as {self.archive.suite}")
+        if not recipe.components:
+            raise RecipeError("components", "name at least one, such as main")
+        for component in recipe.components:
+            refuse_unless(_COMPONENT, "components", component, "the name of a component such as main")
+        for package in recipe.packages:
+            refuse_unless(_PACKAGE, "packages", package, f"the name of a {self.title} package (Debian Policy 5.6.1)")
+        if recipe.mirror and urlsplit(recipe.mirror).scheme not in ("http", "https", "file", "copy"):
+            raise RecipeError("mirror", f"{recipe.mirror!r} is no http, https, file or copy URL")
+        if any(letter.isspace() for letter in recipe.mirror):
+            raise RecipeError("mirror", f"{recipe.mirror!r} has white space in it")
+
+    def bootstrap(self, recipe: Recipe, tree: Path, run: Runner) -> None:
+        """Make the tree by mmdebstrap, as `Family.bootstrap`."""
+        architecture = run(["dpkg", "--print-architecture"]).strip()
+        if architecture not in self.kernels:
+            raise BuildError(f"no kernel package is known for the architecture {architecture} of this host")
+        listed = tree.with_name("debian.sources")  # mmdebstrap takes deb822 by this suffix only
+        listed.write_text("\n".join(map(str, sources(recipe, archive=self.archive))))
+        wanted = dict.fromkeys((self.kernels[architecture], *BASE, *recipe.packages))
+        stand_in = _stand_in(tree.with_name("stand-in"), run)
+        argv = [
+            *("mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--verbose"),
+            f"--include={','.join(wanted)}",
+            '--aptopt=Apt::Install-Recommends "false"',
+            *(f"--aptopt={line}" for line in _proxies(run)),
+            *(f"--dpkgopt={option}" for option in (*DOCUMENTS, "force-unsafe-io")),
+            f'--essential-hook=dpkg --root="$1" --log=/dev/null --install {stand_in}',
+            *(recipe.suite, str(tree), str(listed)),
+        ]
+        follow = _Progress(run)
+        try:
+            run(argv, watch=follow)
+        except CommandFailed as error:
+            if follow.unknown:
+                raise RecipeError("packages", _no_package(recipe, follow.unknown)) from error
+            raise
+
+    def change(self, recipe: Recipe, tree: Path, wanted: Change, cache: Path, run: Runner) -> None:
+        """Change the tree's packages by the host's apt, as `Family.change`.
+
+        The host's apt finds and fetches; dpkg, and with it all code of packages, runs in the tree without a network.
+        """
+        apt = _Apt(sources(recipe, archive=self.archive), tree, cache, run)
+        follow = _Progress(run)
+        try:
+            apt("update")
+            if wanted.remove:
+                apt("purge", "--autoremove", *wanted.remove, watch=follow)
+            if follow.absent:
+                raise RecipeError("remove", f"{follow.absent} cannot be removed: it is not installed")
+            if wanted.upgrade:
+                apt("dist-upgrade", watch=follow)
+            if wanted.install:
+                apt("install", *wanted.install, watch=follow)
+            if old := _older_kernels(tree, run):
+                apt("purge", *old)
+        except CommandFailed as error:
+            if follow.unknown:
+                field = "remove" if follow.unknown in wanted.remove else "install"
+                raise RecipeError(field, _no_package(recipe, follow.unknown)) from error
+            raise
+
+    def snapshot(self, recipe: Recipe) -> str:
+        """SHA-256 over the InRelease files of the recipe's archives, as `Family.snapshot`."""
+        return snapshot.of(
+            f"{uri.replace('copy:', 'file:').rstrip('/')}/dists/{suite}/InRelease"
+            for source in sources(recipe, archive=self.archive)
+            for uri in source.uris
+            for suite in source.suites
+        )
+
+    def packages(self, tree: Path, run: Runner) -> tuple[Package, ...]:
+        """What dpkg has installed, as `Family.packages`."""
+        lines: list[str] = []
+        fields = "${db:Status-Abbrev}\t${Package}\t${Version}\t${Architecture}\n"
+        run(["dpkg-query", f"--admindir={tree / 'var/lib/dpkg'}", "-W", f"-f={fields}"], watch=lines.append)
+        rows = (line.rstrip("\n").split("\t") for line in lines)
+        return tuple(
+            Package(name, version, architecture)
+            for status, name, version, architecture in sorted(rows, key=lambda row: row[1:])
+            if status.startswith("ii") and name != STAND_IN
+        )
+
+    def finish(self, tree: Path, epoch: int) -> None:
+        """Trim the tree, as `Family.finish`."""
+        trim.trim(tree, epoch, LEAVINGS)
 
 
-def bootstrap(recipe: Recipe, tree: Path, run: Runner) -> None:
-    """Make the new directory `tree` with the base system, the kernel and the recipe's packages.
-
-    Raises RecipeError for a package that does not exist, CommandFailed for everything else that goes wrong.
-    """
-    architecture = run(["dpkg", "--print-architecture"]).strip()
-    if architecture not in KERNELS:
-        raise BuildError(f"no kernel package is known for the architecture {architecture} of this host")
-    listed = tree.with_name("debian.sources")  # mmdebstrap takes deb822 by this suffix only
-    listed.write_text("\n".join(map(str, sources(recipe))))
-    wanted = dict.fromkeys((KERNELS[architecture], *BASE, *recipe.packages))
-    stand_in = _stand_in(tree.with_name("stand-in"), run)
-    argv = [
-        *("mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--verbose"),
-        f"--include={','.join(wanted)}",
-        '--aptopt=Apt::Install-Recommends "false"',
-        *_proxies(run),
-        *(f"--dpkgopt={option}" for option in (*DOCUMENTS, "force-unsafe-io")),
-        f'--essential-hook=dpkg --root="$1" --log=/dev/null --install {stand_in}',
-        *(recipe.suite, str(tree), str(listed)),
-    ]
-    follow = _Progress(run)
-    try:
-        run(argv, watch=follow)
-    except CommandFailed as error:
-        if follow.unknown:
-            raise RecipeError("packages", _no_package(recipe, follow.unknown)) from error
-        raise
-
-
-def change(recipe: Recipe, tree: Path, wanted: Change, cache: Path, run: Runner) -> None:
-    """Remove, upgrade and install packages in a finished tree. Lists of packages are kept below `cache`.
-
-    The host's apt finds and fetches; dpkg, and with it all code of packages, runs in the tree without a network.
-    Raises RecipeError for a package that does not exist, CommandFailed for everything else that goes wrong.
-    """
-    apt = _Apt(recipe, tree, cache, run)
-    follow = _Progress(run)
-    try:
-        apt("update")
-        if wanted.remove:
-            apt("purge", "--autoremove", *wanted.remove, watch=follow)
-        if wanted.upgrade:
-            apt("dist-upgrade", watch=follow)
-        if wanted.install:
-            apt("install", *wanted.install, watch=follow)
-        if old := _older_kernels(tree, run):
-            apt("purge", *old)
-    except CommandFailed as error:
-        if follow.unknown:
-            raise RecipeError("install", _no_package(recipe, follow.unknown)) from error
-        raise
+DEBIAN = Distribution("Debian", KERNELS, archives.DEBIAN)
+UBUNTU = Distribution("Ubuntu", dict.fromkeys(KERNELS, "linux-image-generic"), archives.UBUNTU)
 
 
 class _Apt:
     """The host's apt-get on a tree: `apt("install", "tmux")`."""
 
-    def __init__(self, recipe: Recipe, tree: Path, cache: Path, run: Runner) -> None:
+    def __init__(self, listed: list[archives.Source], tree: Path, cache: Path, run: Runner) -> None:
         self._run = run
         self._tree = tree
         place = tree.with_name("apt")
-        listed = sources(recipe)
         self._lists = cache / hashlib.sha256("\n".join(map(str, listed)).encode()).hexdigest()[:16] / "lists"
         for directory in (place / "sources.d", place / "empty", self._lists / "partial"):
             directory.mkdir(parents=True, exist_ok=True)
@@ -170,7 +234,7 @@ class _Apt:
             *run([*database, "--print-foreign-architectures"]).split(),
         ]
         lines += [f'APT::Architectures:: "{architecture}";' for architecture in known]
-        lines += run(["apt-config", "dump", *_PROXY]).splitlines()
+        lines += _proxies(run)
         (place / "apt.conf").write_text("\n".join(lines) + "\n")
         self._argv = ["env", f"APT_CONFIG={place}/apt.conf", "apt-get", "--yes", "--quiet"]
 
@@ -198,76 +262,6 @@ def _older_kernels(tree: Path, run: Runner) -> list[str]:
     return [name for name in names if name in owned]
 
 
-def configure(recipe: Recipe, tree: Path, run: Runner) -> None:
-    """Put in what every client has, then the recipe's files, then the user and the files of its home."""
-    inside.write(tree, "/etc/hostname", "client\n")
-    inside.write(
-        tree,
-        "/etc/hosts",
-        "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 client\n",
-    )
-    for file in recipe.files:
-        inside.write(tree, file.path, file.content, file.mode)
-    user = ["--uid", str(recipe.uid), "--user-group", "--create-home", "--shell", "/bin/bash", recipe.user]
-    try:
-        inside.run_inside(tree, ["useradd", *user], run)
-    except CommandFailed as error:
-        if error.exit_code in (4, 9):  # useradd(8): UID already in use, user name already in use
-            raise RecipeError("user", f"{recipe.user} ({recipe.uid}): {error.output.strip()}") from error
-        raise
-    gid = os.stat(tree / "home" / recipe.user).st_gid  # noqa: PTH116
-    for file in recipe.home_files:
-        path = f"/home/{recipe.user}/{file.path}"
-        inside.write(tree, path, file.content, file.mode, (recipe.uid, gid))
-
-
-def hook(script: Hook, tree: Path, run: Runner) -> None:
-    """Run one hook in the tree. Raises RecipeError that names it and has the line to paste."""
-    try:
-        argv = ["/bin/sh", "-euc", script.script, script.name]
-        inside.run_inside(tree, argv, run, network=script.network)
-    except CommandFailed as error:
-        raise RecipeError("hooks", f"{script.name!r} failed: {error}") from error
-
-
-def finish(tree: Path, epoch: int) -> None:
-    """Make the tree that of a diskless client: trimmed, and the same bytes for the same recipe."""
-    trim.trim(tree, epoch)
-
-
-def youngest_shipped(tree: Path, started: float) -> int:
-    """The time (s) of the youngest file that a package brought into the tree since the build `started`."""
-    return trim.youngest_shipped(tree, started)
-
-
-def snapshot(recipe: Recipe) -> str:
-    """Names the present state of the archives a recipe is built from: SHA-256 over their InRelease files; "" when not all are read."""
-    digest = hashlib.sha256()
-    for source in sources(recipe):
-        for uri in source.uris:
-            for suite in source.suites:
-                address = f"{uri.rstrip('/')}/dists/{suite}/InRelease"
-                try:
-                    with urllib.request.urlopen(address.replace("copy:", "file:"), timeout=10) as answer:  # noqa: S310
-                        digest.update(f"{address}\0".encode() + answer.read())
-                except (OSError, ValueError):
-                    return ""
-    return digest.hexdigest()
-
-
-def packages(tree: Path, run: Runner) -> tuple[Package, ...]:
-    """What is installed in the tree, sorted by name."""
-    lines: list[str] = []
-    fields = "${db:Status-Abbrev}\t${Package}\t${Version}\t${Architecture}\n"
-    run(["dpkg-query", f"--admindir={tree / 'var/lib/dpkg'}", "-W", f"-f={fields}"], watch=lines.append)
-    rows = (line.rstrip("\n").split("\t") for line in lines)
-    return tuple(
-        Package(name, version, architecture)
-        for status, name, version, architecture in sorted(rows, key=lambda row: row[1:])
-        if status.startswith("ii") and name != STAND_IN
-    )
-
-
 def _no_package(recipe: Recipe, name: str) -> str:
     return (
         f"{recipe.suite} ({' '.join(recipe.components)}) has no package {name}; "
@@ -283,15 +277,18 @@ class _Progress:
         self._done = 0
         self._total = 0
         self.unknown = ""
+        self.absent = ""  # a package to be removed that is not there
 
     def __call__(self, line: str) -> None:
         if match := _TO_INSTALL.search(line):
-            self._total += len(_MOVES) * int(match[1])
+            self._total += len(_MOVES) * (int(match[1]) + int(match[2]))
         elif line.startswith(_MOVES):
             self._done += 1
             self._run.step.progress(min(self._done, self._total), self._total)
         elif match := _UNKNOWN.search(line):
             self.unknown = self.unknown or next(group for group in match.groups() if group)
+        elif match := _NOT_INSTALLED.search(line):
+            self.absent = self.absent or match["name"]
 
 
 def _stand_in(directory: Path, run: Runner) -> Path:
@@ -305,6 +302,7 @@ def _stand_in(directory: Path, run: Runner) -> Path:
 
 
 def _proxies(run: Runner) -> list[str]:
-    """The host's proxies for apt; mmdebstrap reads none of the host's apt.conf."""
-    lines = run(["apt-config", "dump", *_PROXY]).splitlines()
-    return [f"--aptopt={line}" for line in lines if line.startswith(_PROXY) and not line.endswith('"";')]
+    """The host's proxies for apt, which reads none of the host's apt.conf here."""
+    names = ("Acquire::http::Proxy", "Acquire::https::Proxy")
+    lines = run(["apt-config", "dump", *names]).splitlines()
+    return [line for line in lines if line.startswith(names) and not line.endswith('"";')]

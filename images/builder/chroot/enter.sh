@@ -1,6 +1,7 @@
 #!/bin/sh
-# enter.sh NETWORK TREE COMMAND… — run a command in a tree, with /proc, a small /dev and empty /run and /tmp of its own.
+# enter.sh NETWORK TREE [--beside] COMMAND… — run a command in a tree, with /proc, a small /dev and empty /run and /tmp of its own.
 # To be run in namespaces of its own (enter.py), with which all of it goes away. NETWORK: not empty when there is one.
+# --beside: the command stays outside; a package manager of the host, whose packages' scripts find the same as a hook.
 set -eu
 network=$1 root=$2
 shift 2
@@ -16,16 +17,24 @@ for node in null zero full random urandom tty; do
     : >"$root/dev/$node"
     mount --bind "/dev/$node" "$root/dev/$node"
 done
-# The services of packages that a hook installs must not start (invoke-rc.d's policy layer: 101 is "forbidden").
-printf '#!/bin/sh\nexit 101\n' >"$root/run/policy-rc.d"
-chmod 755 "$root/run/policy-rc.d"
-: >>"$root/usr/sbin/policy-rc.d"
-mount --bind "$root/run/policy-rc.d" "$root/usr/sbin/policy-rc.d"
+# The services of packages must not start. systemctl sees that it is in a chroot; invoke-rc.d, which only systems with dpkg
+# have, asks its policy layer (101 is "forbidden").
+if [ -d "$root/var/lib/dpkg" ]; then
+    printf '#!/bin/sh\nexit 101\n' >"$root/run/policy-rc.d"
+    chmod 755 "$root/run/policy-rc.d"
+    : >>"$root/usr/sbin/policy-rc.d"
+    mount --bind "$root/run/policy-rc.d" "$root/usr/sbin/policy-rc.d"
+fi
+if [ "$1" = --beside ]; then
+    shift
+    exec "$@"
+fi
 if [ -n "$network" ] && [ -e "$root/etc/resolv.conf" ]; then # the image's own is empty
     cat /etc/resolv.conf >"$root/run/resolv.conf"
     mount --bind "$root/run/resolv.conf" "$root/etc/resolv.conf"
-else
+elif [ -z "$network" ]; then
     ip link set lo up 2>/dev/null || true
 fi
 unset TMPDIR # the host's
-HOME=/root exec chroot "$root" "$@"
+export HOME=/root
+exec chroot "$root" "$@"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,12 @@ def run_inside(tree: Path, argv: list[str], run: Runner, *, network: bool = Fals
     """Run a command in the tree, in namespaces of its own, with /proc, a small /dev and empty /run and /tmp."""
     with no_services(tree):
         return run([*entering(tree, network=network), *argv])
+
+
+def run_beside(tree: Path, argv: list[str], run: Runner, watch: Callable[[str], object] | None = None) -> str:
+    """Run a package manager of the host on the tree, with a network: the scripts of its packages find there what a hook finds."""
+    with no_services(tree):
+        return run([*entering(tree, network=True), "--beside", *argv], watch=watch)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from images.builder.chroot import inside
@@ -17,8 +18,7 @@ from images.builder.chroot import inside
 # Some cost more than themselves: systemd-repart pulls in two modprobes, the mount of configfs (for targets and
 # gadgets, which a client never is) a third.
 UNITS = (
-    "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
-    "e2scrub_reap.service", "fstrim.timer", "man-db.timer", "systemd-firstboot.service",
+    "e2scrub_all.timer", "e2scrub_reap.service", "fstrim.timer", "man-db.timer", "systemd-firstboot.service",
     "systemd-journal-flush.service", "systemd-pstore.service", "systemd-random-seed.service",
     "systemd-remount-fs.service", "systemd-repart.service", "systemd-update-utmp-runlevel.service",
     "sys-kernel-config.mount",
@@ -73,32 +73,35 @@ _JOURNAL = "[Journal]\nStorage=volatile\nRuntimeMaxUse=32M\n"
 
 # Emptied below, kept themselves. /dev, /proc, /run and /sys are mounted over.
 EMPTIED = (
-    "dev", "proc", "run", "sys", "tmp", "var/tmp", "var/cache/apt", "var/cache/ldconfig", "var/lib/apt/lists",
-    "var/log/apt",
+    "dev", "proc", "run", "sys", "tmp", "var/tmp", "var/cache/ldconfig",
 )  # fmt: skip
 REMOVED = (
     "etc/passwd-", "etc/group-", "etc/shadow-", "etc/gshadow-", "etc/subuid-", "etc/subgid-", "etc/.pwd.lock",
-    "etc/apt/apt.conf.d/99mmdebstrap", "initrd.img", "initrd.img.old", "vmlinuz", "vmlinuz.old",
-    "var/cache/debconf/config.dat-old", "var/cache/debconf/templates.dat-old",
-    "var/lib/dbus/machine-id", "var/lib/dpkg/available-old", "var/lib/dpkg/diversions-old",
-    "var/lib/dpkg/status-old", "var/lib/dpkg/statoverride-old", "var/lib/dpkg/lock",
-    "var/lib/dpkg/lock-frontend", "var/lib/dpkg/triggers/Lock", "var/lib/systemd/random-seed",
-    "var/log/bootstrap.log", "var/log/dpkg.log", "var/log/alternatives.log",
+    "initrd.img", "initrd.img.old", "vmlinuz", "vmlinuz.old", "var/lib/dbus/machine-id", "var/lib/systemd/random-seed",
 )  # fmt: skip
 
 
-def trim(tree: Path, epoch: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Leavings:
+    """What a family's package manager keeps for itself and a client has no use for; paths are relative."""
+
+    units: tuple[str, ...]  # masked
+    emptied: tuple[str, ...]  # directories
+    removed: tuple[str, ...]  # files
+
+
+def trim(tree: Path, epoch: int, leavings: Leavings) -> None:
     """Trim the tree, a new one or one that was trimmed before; all times after `epoch` (s) are set back to it by squashfs and cpio, not here."""
-    for unit in UNITS:
-        _mask(tree, f"/etc/systemd/system/{unit}")
+    for unit in (*UNITS, *leavings.units):
+        mask(tree, f"/etc/systemd/system/{unit}")
     for generator, work in GENERATORS.items():
         if not (work and _has_lines(inside.locate(tree, work))):
-            _mask(tree, f"/etc/systemd/system-generators/{generator}")
+            mask(tree, f"/etc/systemd/system-generators/{generator}")
     inside.write(tree, "/etc/systemd/journald.conf.d/stateless.conf", _JOURNAL)
     _split_coldplug(tree)
-    for name in EMPTIED:
+    for name in (*EMPTIED, *leavings.emptied):
         _empty(inside.locate(tree, f"/{name}"))
-    for name in REMOVED:
+    for name in (*REMOVED, *leavings.removed):
         (tree / name).unlink(missing_ok=True)
     shutil.rmtree(tree / "var/log/journal", ignore_errors=True)  # its ACLs fit into no squashfs
     for log in _files(tree / "var/log"):
@@ -168,7 +171,8 @@ def _stamp(tree: Path, epoch: int) -> None:
     os.utime(tree / "usr", (epoch, epoch))
 
 
-def _mask(tree: Path, path: str) -> None:
+def mask(tree: Path, path: str) -> None:
+    """Put a link to nothing at `path`, unless something is there: what packages bring below /usr is not run then."""
     target = inside.locate(tree, os.path.dirname(path)) / os.path.basename(path)  # noqa: PTH119, PTH120
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists() and not target.is_symlink():
