@@ -113,7 +113,7 @@ def https(app_configs: Any, **_: Any) -> Found:
 def database(app_configs: Any, **_: Any) -> Found:
     """SQLite is for one host: where the database lies elsewhere than the data, it may be on a share of several."""
     default = settings.DATABASES["default"]
-    if not default["ENGINE"].endswith("sqlite3") or Path(default["NAME"]).is_relative_to(settings.DATA):
+    if default["ENGINE"] != "fleet.sqlite" or Path(default["NAME"]).is_relative_to(settings.DATA):
         return []
     hint = "Keep it on a local disk below FLEET_DATA, or use PostgreSQL: SQLite's locks do not work over a network."
     message = f"The SQLite database {default['NAME']} lies outside FLEET_DATA: it must not be shared by several hosts."

@@ -115,6 +115,7 @@ DATABASES: dict[str, dict[str, Any]] = {
     "default": env.database("FLEET_DATABASE_URL", f"sqlite:///{DATA / 'fleet.sqlite3'}")
 }
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
+    DATABASES["default"]["ENGINE"] = "fleet.sqlite"
     # Several processes write: readers must not block the writer (WAL), a writer must queue before it reads (IMMEDIATE)
     # and wait for its turn instead of failing (timeout).
     DATABASES["default"]["OPTIONS"] = {

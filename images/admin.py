@@ -88,7 +88,7 @@ class FileInline(RecipeInline):
 
 class HookInline(RecipeInline):
     model = ImageHook
-    fields = ["position", "script"]
+    fields = [("position", "network"), "script"]
 
 
 @admin.register(Image)
@@ -150,11 +150,11 @@ class ImageAdmin(OrderAdmin[Image]):
 
 @admin.register(ImageVersion)
 class ImageVersionAdmin(StorageOrders, OrderAdmin[ImageVersion]):
-    orders = ("release", "cancel", "retry", "forget", "archive", "restore")
+    orders = ("release", "derive", "cancel", "retry", "forget", "archive", "restore")
     list_display = ["__str__", "image", "status", "requested_at", "requested_by", "reason"]
     list_filter = ["status", "image"]
     search_fields = ["image__slug", "image__name", "digest", "reason"]
-    list_select_related = ["image", "requested_by"]
+    list_select_related = ["image", "requested_by", "parent__image"]
 
     def get_urls(self) -> list[URLPattern]:
         live = self.admin_site.admin_view(self.live_view)
@@ -192,6 +192,21 @@ class ImageVersionAdmin(StorageOrders, OrderAdmin[ImageVersion]):
         services.release(version, client_class, actor(request), request.POST.get("reason", ""))
         self.message_user(request, f"{client_class} boots {version} from its next boot on.", messages.SUCCESS)
         return version
+
+    def order_derive(self, request: HttpRequest, version: ImageVersion) -> ImageVersion:
+        asked = request.POST
+        path, content = asked.get("path", "").strip(), asked.get("content", "").replace("\r\n", "\n")
+        change = {
+            "install": asked.get("install", "").split(),
+            "remove": asked.get("remove", "").split(),
+            "upgrade": "upgrade" in asked,
+            "files": [{"path": path, "content": content}] if path else [],
+            "script": asked.get("script", "").replace("\r\n", "\n").strip(),
+        }
+        keep = "keep" in asked
+        derived = services.request_derived(version, change, actor(request), asked.get("reason", ""), keep=keep)
+        self.message_user(request, f"{derived} is queued: {version} with {derived.changes}.", messages.SUCCESS)
+        return derived
 
     def order_cancel(self, request: HttpRequest, version: ImageVersion) -> ImageVersion:
         services.cancel_build(version, actor(request), request.POST.get("reason", ""))

@@ -26,7 +26,7 @@ class FileSerializer(serializers.ModelSerializer[ImageFile]):
 class HookSerializer(serializers.ModelSerializer[ImageHook]):
     class Meta:
         model = ImageHook
-        fields = ["position", "script"]
+        fields = ["position", "script", "network"]
 
 
 class ImageSerializer(serializers.ModelSerializer[Image]):
@@ -57,8 +57,8 @@ class VersionSerializer(serializers.ModelSerializer[ImageVersion]):
     class Meta:
         model = ImageVersion
         fields = [
-            *("id", "image", "name", "number", "status", "reason", "digest", "sizes", "failure", "storage"),
-            *("requested_at", "started_at", "finished_at"),
+            *("id", "image", "name", "number", "status", "reason", "parent", "change", "digest", "sizes", "failure"),
+            *("storage", "requested_at", "started_at", "finished_at"),
         ]
 
     @extend_schema_field({"type": "object", "additionalProperties": {"type": "integer"}})
@@ -99,6 +99,23 @@ class HomeTemplateSerializer(serializers.ModelSerializer[HomeTemplate]):
 
 class ReasonSerializer(serializers.Serializer[Any]):
     reason = serializers.CharField(max_length=200, required=False, default="", allow_blank=True)
+
+
+class PutFileSerializer(serializers.Serializer[Any]):
+    path = serializers.CharField(max_length=255, help_text="Absolute, as a client sees it.")
+    content = serializers.CharField(allow_blank=True, trim_whitespace=False)
+    mode = serializers.RegexField(r"^[0-7]{3,4}$", default="0644", help_text="Octal.")
+
+
+class DeriveOrderSerializer(ReasonSerializer):
+    install = serializers.ListField(child=serializers.CharField(max_length=100), required=False, default=list)
+    remove = serializers.ListField(child=serializers.CharField(max_length=100), required=False, default=list)
+    upgrade = serializers.BooleanField(
+        required=False, default=False, help_text="All packages, before others are installed."
+    )
+    files = PutFileSerializer(many=True, required=False, default=list)
+    script = serializers.CharField(required=False, default="", allow_blank=True, trim_whitespace=False)
+    keep = serializers.BooleanField(required=False, default=False, help_text="Have the recipe learn the change, too.")
 
 
 class ReleaseOrderSerializer(ReasonSerializer):
@@ -153,6 +170,15 @@ class VersionViewSet(ScopedViewSet[ImageVersion]):
             raise serializers.ValidationError({"client_class": [f"There is no class {order['client_class']}."]})
         new = services.release(version, client_class, request.user, order["reason"])
         return Response(ReleaseSerializer(new).data, status=status.HTTP_201_CREATED)
+
+    @extend_schema(request=DeriveOrderSerializer, responses={202: VersionSerializer})
+    @action(detail=True, methods=["post"])
+    def derive(self, request: Request, pk: str) -> Response:
+        """Queue a version that is this one with a change; this one stays as it is."""
+        order = _asked(DeriveOrderSerializer, request)
+        reason, keep = order.pop("reason"), order.pop("keep")
+        version = services.request_derived(self.get_object(), order, request.user, reason, keep=keep)
+        return Response(VersionSerializer(version).data, status=status.HTTP_202_ACCEPTED)
 
     @extend_schema(request=ReasonSerializer, responses=VersionSerializer)
     @action(detail=True, methods=["post"])

@@ -26,7 +26,8 @@ from images.builder.manifest import Manifest
 from images.builder.recipe import Recipe
 from images.builder.store import Store
 from images.follower import Cancelled, Follower
-from images.models import BuildStep, HomeTemplate, ImageVersion, VersionStatus
+from images.keeping import artefacts_in
+from images.models import BuildStep, HomeTemplate, ImageVersion, Storage, VersionStatus
 
 log = logging.getLogger(__name__)
 
@@ -64,15 +65,19 @@ def held(version: int) -> Iterator[bool]:
         os.close(lock)
 
 
-def run(pk: int, tell: Callable[[str], object] = log.debug) -> list[int]:
+def run(pk: int, tell: Callable[[str], object] = log.debug, place: Path | None = None) -> list[int]:
     """Build the queued version ``pk``; returns the versions that waited for it. ``tell`` is told of each step.
+
+    ``place`` is where its parent was changed by hand.
 
     Does nothing when it is not queued any more, when another worker has it, or while its image has another build.
     """
     with held(pk) as mine:
-        version = ImageVersion.objects.select_related("image__site").filter(pk=pk).first()
+        version = ImageVersion.objects.select_related("image__site", "parent").filter(pk=pk).first()
         if not mine or version is None or version.status != VersionStatus.QUEUED:
             return []
+        if version.change and version.change["by_hand"] and place is None:
+            return []  # only who changed it can build it
         try:
             with transaction.atomic():
                 move(version, VersionStatus.BUILDING, started_at=timezone.now())
@@ -80,21 +85,24 @@ def run(pk: int, tell: Callable[[str], object] = log.debug) -> list[int]:
             log.info("%s is not built now: %s", version, error)
             return []
         try:
-            _build(version, tell)
+            _build(version, tell, place)
         except WrongState:
             log.info("%s was cancelled when it was nearly done.", version)
     waiting = ImageVersion.objects.filter(image=version.image, status=VersionStatus.QUEUED).order_by("number")
     return list(waiting.values_list("pk", flat=True)[:1])
 
 
-def _build(version: ImageVersion, tell: Callable[[str], object]) -> None:
-    place, follower = context(), Follower(version, tell)
+def _build(version: ImageVersion, tell: Callable[[str], object], place: Path | None) -> None:
+    where, follower = context(), Follower(version, tell)
     try:
         with follower, follower.cancellable():
             recipe = Recipe.from_dict(version.recipe)
-            manifest = director.build(recipe, place, follower)
+            if version.parent and version.changes:
+                manifest = director.derive(version.parent.digest, recipe, version.changes, where, follower, place)
+            else:
+                manifest = _unchanged(version, recipe, where, follower) or director.build(recipe, where, follower)
     except Cancelled:
-        director.sweep_up(place)
+        director.sweep_up(where)
     except BuildError as error:
         _fail(version, _explain(version, error, follower.failed_step))
     except Exception as error:
@@ -102,6 +110,20 @@ def _build(version: ImageVersion, tell: Callable[[str], object]) -> None:
         raise
     else:
         _finish(version, manifest)
+
+
+def _unchanged(version: ImageVersion, recipe: Recipe, where: director.Context, follower: Follower) -> Manifest | None:
+    """What the last build gave, if this one would give the same; notes what this one is built from."""
+    version.provenance = director.provenance(recipe, where)  # before, not after: what appears meanwhile is not in it
+    ready = ImageVersion.objects.filter(
+        image=version.image, status=VersionStatus.READY, parent=None, storage=Storage.FILES
+    )
+    last = ready.exclude(provenance="").filter(provenance=version.provenance).order_by("-number").first()
+    if last is None or not all(where.store.touch(sha256) for sha256, _ in artefacts_in(last.manifest)):
+        return None
+    with follower.step("compare", f"Compare with {last}") as step:
+        step.output(f"Recipe, archives and builder are those of {last}, so this version is the same.\n")
+    return last.contents
 
 
 @transaction.atomic
@@ -116,6 +138,7 @@ def _finish(version: ImageVersion, manifest: Manifest) -> None:
         VersionStatus.READY,
         digest=manifest.digest,
         manifest=manifest.to_dict(),
+        provenance=version.provenance,
         finished_at=timezone.now(),
     )
     audit.record("version.ready", version, site=version.image.site, actor=WORKER, digest=manifest.digest)
@@ -169,6 +192,7 @@ def overdue() -> list[int]:
     now = timezone.now()
     busy = ImageVersion.objects.filter(status=VersionStatus.BUILDING).values("image")
     waiting = ImageVersion.objects.filter(status=VersionStatus.QUEUED, sent_at__lt=now - SEND_AGAIN)
+    waiting = waiting.exclude(change__by_hand=True)
     keys = list(waiting.exclude(image__in=busy).order_by("requested_at").values_list("pk", flat=True))
     ImageVersion.objects.filter(pk__in=keys).update(sent_at=now)
     return keys

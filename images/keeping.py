@@ -10,6 +10,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from django.conf import settings
+from django.db import transaction
 from django.utils import timezone
 
 from fleet.exceptions import WrongState
@@ -64,14 +65,14 @@ def _behind(history: list[Release]) -> list[Release]:
 
 @register
 def _parents() -> Iterator[tuple[int, str]]:
-    """What a version that waits or builds is derived from, by whichever field says so."""
+    """What a version that waits or builds is derived from."""
     under_way = ImageVersion.objects.filter(status__in=(VersionStatus.QUEUED, VersionStatus.BUILDING))
-    for field in ImageVersion._meta.concrete_fields:
-        if field.related_model is ImageVersion:
-            for version in under_way.filter(**{f"{field.name}__isnull": False}).select_related("image"):
-                yield getattr(version, field.attname), f"{version} is derived from it"
+    for version in under_way.filter(parent__isnull=False).select_related("image"):
+        assert version.parent_id is not None
+        yield version.parent_id, f"{version} is derived from it"
 
 
+@transaction.atomic
 def require_files(version: ImageVersion) -> None:
     """Refuse a version that cannot be booted or derived from as it is kept; within a transaction it stays so until its end.
 

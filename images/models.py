@@ -10,6 +10,7 @@ from django.utils import timezone
 from fleet.models import ClientClass, Site
 from fleet.querysets import ScopedQuerySet
 from fleet.transitions import status_constraint
+from images.builder.change import Change
 from images.builder.errors import RecipeError
 from images.builder.manifest import Manifest
 from images.builder.recipe import Hook, Recipe, RecipeFile
@@ -77,7 +78,7 @@ class Image(models.Model):
             files=tuple(file.entry() for file in files if not file.in_home),
             home_files=tuple(file.entry() for file in files if file.in_home),
             hooks=tuple(
-                Hook(f"hook-{number}", hook.script.replace("\r\n", "\n"))
+                Hook(f"hook-{number}", hook.script.replace("\r\n", "\n"), hook.network)
                 for number, hook in enumerate(self.recipe_hooks.order_by("position", "pk"), 1)
             ),
         )
@@ -147,6 +148,9 @@ class ImageHook(models.Model):
     image = models.ForeignKey(Image, on_delete=models.CASCADE, related_name="recipe_hooks")
     position = models.PositiveSmallIntegerField(default=10)
     script = models.TextField(help_text="Run by /bin/sh -eu in the chroot; the output is a step of the build.")
+    network = models.BooleanField(
+        default=False, help_text="The script fetches something: it gets the server's network."
+    )
 
     objects = ScopedQuerySet["ImageHook"].as_manager()
 
@@ -200,6 +204,21 @@ class ImageVersion(models.Model):
         max_length=10, choices=VersionStatus.choices, default=VersionStatus.QUEUED, editable=False
     )
     recipe = models.JSONField(editable=False, help_text="The recipe as it was when the build was asked for.")
+    parent = models.ForeignKey(
+        "self",
+        null=True,
+        editable=False,
+        on_delete=models.PROTECT,
+        related_name="derived",
+        help_text="Derived from it.",
+    )
+    change = models.JSONField(null=True, editable=False, help_text="What makes it of its parent.")
+    provenance = models.CharField(
+        max_length=64,
+        blank=True,
+        editable=False,
+        help_text="What it was built from (images.builder.director.provenance).",
+    )
     reason = models.CharField(max_length=200, blank=True)
     requested_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
     requested_at = models.DateTimeField(default=timezone.now)
@@ -224,6 +243,11 @@ class ImageVersion(models.Model):
             status_constraint(VersionStatus, "version_status_declared"),
             status_constraint(Storage, "version_storage_declared", "storage"),
             models.CheckConstraint(
+                condition=models.Q(parent__isnull=True, change__isnull=True)
+                | models.Q(parent__isnull=False, change__isnull=False),
+                name="version_derived_by_a_change",
+            ),
+            models.CheckConstraint(
                 condition=models.Q(status="ready", manifest__isnull=False) & ~models.Q(digest="")
                 | ~models.Q(status="ready") & models.Q(digest=""),
                 name="version_ready_means_complete",
@@ -239,6 +263,11 @@ class ImageVersion(models.Model):
         if self.started_at is None or self.finished_at is None:
             return None
         return round((self.finished_at - self.started_at).total_seconds())
+
+    @property
+    def changes(self) -> Change | None:
+        """What makes a derived version of its parent."""
+        return Change.from_dict(Recipe.from_dict(self.recipe), self.change) if self.change else None
 
     @property
     def contents(self) -> Manifest | None:

@@ -3,7 +3,8 @@
 Nothing else writes versions and releases, but for ``images.builds``, which moves what was asked for.
 """
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import models, transaction
@@ -18,8 +19,10 @@ from fleet.queue import enqueue
 from fleet.roles import Right
 from fleet.transitions import move
 from images import keeping, quota, tasks
+from images.builder.change import Change
 from images.builder.errors import RecipeError
-from images.models import HomeTemplate, Image, ImageVersion, Release, VersionStatus
+from images.builder.recipe import Recipe
+from images.models import HomeTemplate, Image, ImageFile, ImageHook, ImageVersion, Release, VersionStatus
 
 Actor = User | AnonymousUser
 M = TypeVar("M", bound=models.Model)
@@ -60,7 +63,7 @@ def request_build(image: Image, actor: Actor, reason: str = "") -> ImageVersion:
         raise OperatorError(
             f"The recipe of {image} cannot be built. {error!s}.", hint=f"Correct its {error.field} and build again."
         ) from error
-    return _queue(image, recipe, actor, reason, "version.requested")
+    return _queue(ImageVersion(image=image, recipe=recipe), actor, reason, "version.requested")
 
 
 @transaction.atomic
@@ -72,23 +75,72 @@ def retry(version: ImageVersion, actor: Actor, reason: str = "") -> ImageVersion
             f"{version} cannot be tried again: it is {version.get_status_display().lower()}.",
             hint="Only a failed or cancelled version can.",
         )
-    return _queue(version.image, version.recipe, actor, reason, "version.retried", of=str(version))
+    if version.change and version.change.get("by_hand"):
+        raise WrongState(
+            f"{version} was made in a maintenance shell, and what was done there is gone.",
+            hint=f"Open a shell again: manage.py image shell {version.image.slug}.",
+        )
+    again = ImageVersion(image=version.image, recipe=version.recipe, parent=version.parent, change=version.change)
+    return _queue(again, actor, reason, "version.retried", of=str(version))
 
 
-def _queue(
-    image: Image, recipe: dict[str, object], actor: Actor, reason: str, action: str, **detail: str
+def may_change(parent: ImageVersion, actor: Actor) -> None:
+    """Raises Forbidden or WrongState when ``actor`` may derive nothing from ``parent``."""
+    require(actor, Right.BUILD, parent)
+    if parent.status != VersionStatus.READY:
+        raise WrongState(
+            f"Nothing can be derived from {parent}: it is {parent.get_status_display().lower()}.",
+            hint="Only from a ready version.",
+        )
+    keeping.require_files(parent)
+
+
+@transaction.atomic
+def request_derived(
+    parent: ImageVersion, change: Mapping[str, Any], actor: Actor, reason: str = "", *, keep: bool = False
 ) -> ImageVersion:
+    """Queue a version derived from ``parent`` by ``change`` (``Change.to_dict``); with ``keep`` the recipe learns it, too.
+
+    Raises Forbidden, WrongState when the parent is not ready, and OperatorError naming what cannot be done.
+    """
+    may_change(parent, actor)
+    try:
+        wanted = Change.from_dict(Recipe.from_dict(parent.recipe), change)
+    except RecipeError as error:
+        raise OperatorError(f"{parent} cannot be changed so. {error!s}.", hint="Correct it and try again.") from error
+    if keep:
+        _learn(parent.image, wanted)
+    version = ImageVersion(image=parent.image, recipe=parent.recipe, parent=parent, change=wanted.to_dict())
+    return _queue(version, actor, reason, "version.requested", of=str(parent), change=str(wanted))
+
+
+def _learn(image: Image, change: Change) -> None:
+    """Have the recipe give, from now on, what the change gave."""
+    packages = [name for name in image.packages.split() if name not in change.remove]
+    image.packages = "\n".join([*packages, *(name for name in change.install if name not in packages)])
+    image.save(update_fields=["packages"])
+    for file in change.files:
+        values = {"content": file.content, "mode": f"{file.mode:04o}"}
+        ImageFile.objects.update_or_create(image=image, path=file.path, defaults=values)
+    if change.script:
+        last = ImageHook.objects.filter(image=image).aggregate(last=Max("position"))["last"] or 0
+        ImageHook.objects.create(image=image, position=last + 10, script=change.script)
+
+
+def _queue(version: ImageVersion, actor: Actor, reason: str, action: str, **detail: str) -> ImageVersion:
+    """Give the new version its number and send for a worker; one changed by hand is built by whoever changed it."""
+    image = version.image
     Image.objects.select_for_update().get(pk=image.pk)  # the lock under which versions are numbered
     for waiting in ImageVersion.objects.filter(image=image, status=VersionStatus.QUEUED):
-        if waiting.recipe == recipe:
+        if (waiting.recipe, waiting.parent_id, waiting.change) == (version.recipe, version.parent_id, version.change):
             raise WrongState(f"{waiting} is queued already, with the same recipe.", hint="Wait for it, or cancel it.")
     quota.require_room(image)
-    last = ImageVersion.objects.filter(image=image).aggregate(last=Max("number"))["last"] or 0
-    version = ImageVersion.objects.create(
-        image=image, number=last + 1, recipe=recipe, reason=reason.strip()[:200], requested_by=_by(actor)
-    )
+    version.number = (ImageVersion.objects.filter(image=image).aggregate(last=Max("number"))["last"] or 0) + 1
+    version.reason, version.requested_by = reason.strip()[:200], _by(actor)
+    version.save(force_insert=True)
     audit.record(action, version, site=image.site, actor=actor, reason=version.reason, **detail)
-    enqueue(tasks.build, version.pk)
+    if not (version.change and version.change["by_hand"]):
+        enqueue(tasks.build, version.pk)
     return version
 
 

@@ -14,7 +14,7 @@ from tests.world import World, make_world
 def django_db_modify_db_settings(tmp_path_factory: pytest.TempPathFactory) -> None:
     """SQLite in a file: workers and gateways are processes of their own and must see the rows."""
     database = settings.DATABASES["default"]
-    if database["ENGINE"].endswith("sqlite3"):
+    if database["ENGINE"] == "fleet.sqlite":
         database.setdefault("TEST", {})["NAME"] = str(tmp_path_factory.mktemp("database") / "test.sqlite3")
     database["CONN_MAX_AGE"] = None  # a connection must not end of old age in the middle of a test's transaction
 

@@ -147,7 +147,9 @@ def celery_worker(queues: str, env: Mapping[str, str], *, concurrency: int = 1) 
         argv = [sys.executable, "-m", "celery", "-A", "fleet", "worker", "--pool=prefork", "--loglevel=INFO"]
         argv += [f"--queues={queues}", f"--concurrency={concurrency}", "--without-gossip", "--without-mingle"]
         argv += [f"--hostname={queues.replace(',', '-')}-{os.getpid()}@localhost"]
-        service = start(argv, Path(directory) / "log", {"FLEET_DATABASE_URL": database_url(), **env})
+        # What a worker that is killed leaves of its temporary files goes with the directory.
+        environment = {"FLEET_DATABASE_URL": database_url(), "TMPDIR": directory, **env}
+        service = start(argv, Path(directory) / "log", environment)
         try:
             wait_for(lambda: _is_ready(service), "the Celery worker is ready", 60)
             yield service

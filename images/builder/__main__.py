@@ -1,4 +1,11 @@
-"""Build from the command line: `python -m images.builder recipe.json --work … --store …`."""
+"""Build from the command line: `python -m images.builder recipe.json --work … --store …`.
+
+Instead of a recipe the file may hold an order, as images/builder/apart.py gives it:
+
+    {"recipe": {…}}                                           build
+    {"recipe": {…}, "parent": digest, "change": {…}}          derive; "place": a directory changed in a shell
+    {"recipe": {…}, "parent": digest, "shell": directory}     open a shell there
+"""
 
 from __future__ import annotations
 
@@ -7,15 +14,22 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from images.builder.director import Context, build
+from images.builder import maintenance
+from images.builder.apart import Events, error_event
+from images.builder.change import Change
+from images.builder.director import Context, build, derive_here
 from images.builder.errors import BuildError
+from images.builder.manifest import Manifest
 from images.builder.recipe import Recipe
-from images.builder.rootless import Events, error_event
+from images.builder.run import Runner
+from images.builder.steps import Steps
 from images.builder.store import Store
+from images.builder.trees import Trees
 
 DAEMON = Path(__file__).resolve().parents[2] / "agents" / "daemon"
 
@@ -57,14 +71,18 @@ def main() -> int:
     parser.add_argument("--epoch", type=int, help="no time in the version is later (s)")
     parser.add_argument("--keep", action="store_true", help="leave the tree in the scratch directory")
     parser.add_argument("--verbose", action="store_true", help="show the output of commands")
-    parser.add_argument("--events", action="store_true", help="print steps as JSON lines (see rootless.py)")
+    parser.add_argument("--events", action="store_true", help="print steps as JSON lines (see apart.py)")
     arguments = parser.parse_args()
     context = Context(arguments.work, Store(arguments.store), arguments.daemon, arguments.epoch, arguments.keep)
     events = Events(sys.stdout) if arguments.events else None
     try:
         text = sys.stdin.read() if arguments.recipe == "-" else Path(arguments.recipe).read_text()
-        recipe = Recipe.from_dict(json.loads(text))
-        manifest = build(recipe, context, events or Terminal(verbose=arguments.verbose))
+        given = json.loads(text)
+        order = given if "recipe" in given else {"recipe": given}
+        steps = events or Terminal(verbose=arguments.verbose)
+        if "shell" in order:
+            return _shell(order, context, steps)
+        manifest = _build(order, context, steps)
     except BuildError as error:
         if events:
             events.write(error_event(error))
@@ -74,6 +92,24 @@ def main() -> int:
         events.write({"manifest": manifest.to_dict()})
     else:
         print(json.dumps({"digest": manifest.digest, **manifest.to_dict()}))
+    return 0
+
+
+def _build(order: Mapping[str, Any], context: Context, steps: Steps) -> Manifest:
+    recipe = Recipe.from_dict(order["recipe"])
+    if "parent" not in order:
+        return build(recipe, context, steps)
+    parent = Manifest.load(context.store, order["parent"])
+    place = Path(order["place"]) if order.get("place") else None
+    return derive_here(parent, recipe, Change.from_dict(recipe, order["change"]), context, steps, place)
+
+
+def _shell(order: Mapping[str, Any], context: Context, steps: Steps) -> int:
+    parent = Manifest.load(context.store, order["parent"])
+    recipe = Recipe.from_dict(order["recipe"])
+    with steps.step("open", "Open the root") as step:
+        run = Runner(step)
+        maintenance.shell(Path(order["shell"]), parent, recipe, context.store, Trees(context.work), run)
     return 0
 
 

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
-import stat
-import sys
 import time
 from collections.abc import Iterator, Sized
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from images.builder import initrd, rootless, rootplan, squashfs
-from images.builder.chroot import debian
-from images.builder.errors import BuildError, DiskFull, RecipeError
-from images.builder.manifest import PARTS, Manifest
-from images.builder.recipe import Recipe
+from images.builder import apart, initrd, maintenance, rootplan
+from images.builder.change import Change
+from images.builder.chroot import debian, inside
+from images.builder.errors import DiskFull
+from images.builder.manifest import Manifest
+from images.builder.packing import Packed, pack
+from images.builder.recipe import Hook, Recipe
 from images.builder.run import CommandFailed, Runner
 from images.builder.scratch import scratch, sweep
 from images.builder.steps import Steps
 from images.builder.store import Store
-from images.builder.tree import listing
-from images.builder.verity import seal
+from images.builder.trees import Trees
 
 FAMILIES = {"debian": debian}
 _FULL = ("No space left on device", "Disk quota exceeded", "don't have enough free space")
@@ -39,6 +39,11 @@ class Context:
     daemon: Path  # the directory agents/daemon, packed into the initrd
     epoch: int | None = None  # no time in a version is later (s); None: the youngest file of a package
     keep: bool = False  # leave the tree in `work` until the next sweep, for a person who replays a command
+
+    @property
+    def initrds(self) -> Path:
+        """Where initrds are kept for versions with the same kernel."""
+        return self.work / "initrds"
 
     def arguments(self) -> list[str]:
         """The same context as arguments of the command line."""
@@ -57,7 +62,7 @@ def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
     Without root, the same runs in a user namespace.
     """
     if os.geteuid() != 0:
-        return rootless.build(recipe, context.arguments(), steps)
+        return apart.build({"recipe": recipe.to_dict()}, context.arguments(), steps)
     family = FAMILIES[recipe.family]
     sweep_up(context)
     with (
@@ -65,8 +70,8 @@ def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
         scratch(context.work, keep=context.keep) as work,
         context.store.scratch() as ready,
     ):
-        build = _Build(steps)
-        tree, home, started = work / "tree", work / "home", time.time()
+        build = _Build(steps, work)
+        tree, started = work / "tree", time.time()
         with build.step("bootstrap", f"Install Debian {recipe.suite} and {_count(recipe.packages, 'package')}") as run:
             family.bootstrap(recipe, tree, run)
         epoch = family.youngest_shipped(tree, started) if context.epoch is None else context.epoch
@@ -79,38 +84,80 @@ def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
         with build.step("finish", "Make it a diskless client's") as run:
             packages = family.packages(tree, run)
             family.finish(tree, epoch)
-            release = _take_kernel(tree, ready / "kernel")
-            _take_home(tree / "home" / recipe.user, home)
-            entries = listing(tree)
-        with build.step("root", "Pack the read-only root") as run:
-            # The slowest of what is left; the others fit beside it.
-            packing = run.start(squashfs.command(tree, ready / "root", epoch))
-            with packing:
-                with build.step("plan", "Compute the root plan from the volatile rules"):
-                    plan = rootplan.plan(entries, recipe.volatile, [f"/home/{recipe.user}"])
-                    rootplan.archive(plan, tree, ready / "plan", epoch)
-                with build.step("home", "Pack the home template") as run:
-                    home_program = str(context.daemon / "home.py")
-                    home_digest = run([sys.executable, home_program, "digest", str(home)]).strip()
-                    squashfs.pack(home, ready / "home", run, epoch)
-                with build.step("initrd", f"Pack the initrd for kernel {release}") as run:
-                    initrd.build(tree, release, context.daemon, ready / "initrd", run)
-                packing.finish()
-            verity = seal(ready / "root")
-        with build.step("store", "Put the version into the store"):
-            artefacts = {part: context.store.put(ready / part) for part in PARTS}
-            manifest = Manifest(
-                **artefacts,
-                root_hash=verity.root_hash,
-                root_blocks=verity.blocks,
-                home_digest=home_digest,
-                kernel_release=release,
-                packages=packages,
-                volatile=plan.summary(),
-                unpacked_bytes=sum(entry.size for entry in entries),
-            )
-            (ready / "manifest").write_bytes(manifest.to_json())
-            context.store.put(ready / "manifest")
+        packed = Packed(tree, recipe, packages, epoch)
+        manifest = pack(packed, ready, context.store, context.daemon, context.initrds, build.step)
+        Trees(context.work).keep(manifest.root, tree, epoch)
+    Trees(context.work).prune()
+    return manifest
+
+
+def provenance(recipe: Recipe, context: Context) -> str:
+    """Names what a build of `recipe` would be made from now: the recipe, its archives, and the builder with initrd and daemon.
+
+    SHA-256 (hex); the same provenance, the same version. "" when the archives cannot be read.
+    """
+    snapshot = FAMILIES[recipe.family].snapshot(recipe)
+    if not snapshot:
+        return ""
+    digest = hashlib.sha256(f"{recipe.digest} {snapshot}".encode())
+    for top in (Path(__file__).parent, initrd.SCRIPTS, context.daemon):
+        for path in sorted(top.rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(f"\0{path.relative_to(top)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def derive(
+    parent: str, recipe: Recipe, change: Change, context: Context, steps: Steps, place: Path | None = None
+) -> Manifest:
+    """Make a version of the version with the digest `parent`, which was built from `recipe` and is not touched.
+
+    `place` is where somebody opened the parent's root before and changed it (a maintenance shell); it is used up.
+    All of it runs in a process of its own, with mounts of its own; raises as `build` does.
+    """
+    sweep_up(context)
+    order = {"parent": parent, "recipe": recipe.to_dict(), "change": change.to_dict()}
+    return apart.build({**order, "place": str(place) if place else None}, context.arguments(), steps)
+
+
+def derive_here(
+    parent: Manifest, recipe: Recipe, change: Change, context: Context, steps: Steps, place: Path | None = None
+) -> Manifest:
+    """What `derive` runs in that process."""
+    family = FAMILIES[recipe.family]
+    with (
+        _disk_full(context),
+        scratch(context.work, keep=context.keep) as work,
+        context.store.scratch() as ready,
+    ):
+        work = place or work
+        build = _Build(steps, work)
+        trees, tree, upper, started = Trees(context.work), work / "tree", work / "upper", time.time()
+        with ExitStack() as opened:
+            with build.step("open", f"Open the root of {parent.digest[:12]}") as run:
+                layered = maintenance.open_root(opened, parent, recipe, context.store, trees, work, run)
+            if change.install or change.remove or change.upgrade:
+                with build.step("packages", f"Packages: {change}") as run:
+                    family.change(recipe, tree, change, context.work / "apt", run)
+            if change.files:
+                with build.step("configure", f"Put in {_count(change.files, 'file')}"):
+                    for file in change.files:
+                        inside.write(tree, file.path, file.content, file.mode)
+            if change.script:
+                with build.step("script", "Run the script") as run:
+                    family.hook(Hook("script", change.script), tree, run)
+            with build.step("finish", "Make it a diskless client's") as run:
+                packages = family.packages(tree, run)
+                shipped = family.youngest_shipped(upper if layered else tree, started)
+                epoch = max(parent.epoch, shipped) if context.epoch is None else context.epoch
+                family.finish(tree, epoch)
+            packed = Packed(tree, recipe, packages, epoch, parent.digest, change)
+            manifest = pack(packed, ready, context.store, context.daemon, context.initrds, build.step)
+        if layered:
+            trees.keep_change(manifest.root, upper, parent.root, epoch)
+        else:
+            trees.keep(manifest.root, tree, epoch)
+    trees.prune()
     return manifest
 
 
@@ -121,47 +168,24 @@ def sweep_up(context: Context) -> list[Path]:
     """
     parents = (context.work, context.store.ingest)
     if os.geteuid() != 0:
-        return rootless.sweep(parents)
+        return apart.sweep(parents)
     return [path for parent in parents for path in sweep(parent)]
 
 
 @dataclass(frozen=True, slots=True)
 class _Build:
     steps: Steps
+    work: Path
 
     @contextmanager
     def step(self, name: str, title: str) -> Iterator[Runner]:
         with self.steps.step(name, title) as step:
-            yield Runner(step, {"SOURCE_DATE_EPOCH": "0"})  # makes programs leave today out
+            # The first makes programs leave today out. What one that is killed leaves of its own is swept up with the rest.
+            yield Runner(step, {"SOURCE_DATE_EPOCH": "0", "TMPDIR": str(self.work)})
 
 
 def _count(things: Sized, name: str) -> str:
     return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
-
-
-def _take_kernel(tree: Path, output: Path) -> str:
-    """Move the kernel out of the tree, where clients have no use for it; returns its release."""
-    kernels = sorted((tree / "boot").glob("vmlinuz-*"))
-    if len(kernels) != 1:
-        names = ", ".join(kernel.name for kernel in kernels) or "none"
-        raise RecipeError("packages", f"an image has exactly one kernel, this one has {names}")
-    release = kernels[0].name.removeprefix("vmlinuz-")
-    shutil.move(kernels[0], output)
-    for left in (tree / "boot").glob(f"*{release}"):
-        if left.name.startswith(("System.map", "initrd.img")):
-            left.unlink()
-    return release
-
-
-def _take_home(home: Path, output: Path) -> None:
-    """Move the home out of the tree; an empty directory, owner and mode the same, stays as mount point."""
-    if not home.is_dir() or home.is_symlink():
-        raise BuildError(f"/home/{home.name} is no directory any more: a hook moved the home of the user")
-    status = home.stat()
-    home.rename(output)
-    home.mkdir()
-    os.chown(home, status.st_uid, status.st_gid)
-    home.chmod(stat.S_IMODE(status.st_mode))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ dependencies by depmod's own data. Everything else (class, version, user) is ask
 from __future__ import annotations
 
 import gzip
+import hashlib
 import lzma
 import os
 import re
@@ -77,6 +78,26 @@ class Wanted:
     name: str
     required: bool
     always: bool
+
+
+def fingerprint(tree: Path, kernel_release: str, daemon: Path, run: Runner) -> str:
+    """SHA-256 (hex) of all that `build` would read: the same fingerprint, the same initrd."""
+    modules_dir = tree / "lib/modules" / kernel_release
+    modules = closure(kernel_release, modules_dir, (SCRIPTS / "modules").read_text())
+    read = {f"module {path}": modules_dir / path for path in modules}
+    read |= {f"table {name}": modules_dir / name for name in ("modules.dep", "modules.alias", "modules.softdep")}
+    read |= {f"firmware {name}": path for name, path in _firmware(tree, modules_dir, modules).items()}
+    read |= {f"program {name}": path for name, path in _dmsetup(run).items()}
+    read |= {"program busybox": _busybox(run), "this": Path(__file__)}
+    for top in (SCRIPTS, daemon):
+        read |= {f"{path.relative_to(top.parent)}": path for path in top.rglob("*") if "__pycache__" not in path.parts}
+    digest = hashlib.sha256(kernel_release.encode())
+    for name, path in sorted(read.items()):
+        if path.is_file():
+            digest.update(
+                f"\0{name} {path.stat().st_mode & 0o100}\0".encode() + hashlib.sha256(path.read_bytes()).digest()
+            )
+    return digest.hexdigest()
 
 
 def wanted(listing: str) -> list[Wanted]:
@@ -153,13 +174,7 @@ def _canonical(name: str) -> str:
 
 def _pack_programs(archive: Archive, run: Runner) -> None:
     """busybox with a link per applet, and the scripts: `init` at the root, the others in /fleet."""
-    found = shutil.which("busybox")
-    if found is None or not _is_static(Path(found)):
-        raise BuildError("The initrd needs a static busybox: install the Debian package busybox-static.")
-    missing = set(APPLETS) - set(run([found, "--list"]).split())
-    if missing:
-        raise BuildError(f"{found} has no applet {', '.join(sorted(missing))}: install Debian's busybox-static.")
-    archive.file("bin/busybox", Path(found), 0o755)
+    archive.file("bin/busybox", _busybox(run), 0o755)
     for applet in APPLETS:
         archive.symlink(f"bin/{applet}", "busybox")
     archive.symlink("sbin/modprobe", "../fleet/modprobe")
@@ -171,14 +186,27 @@ def _pack_programs(archive: Archive, run: Runner) -> None:
             archive.file(f"fleet/{script.name}", script, 0o755 if script.read_bytes()[:2] == b"#!" else 0o644)
 
 
-def _pack_dmsetup(archive: Archive, run: Runner) -> None:
+def _busybox(run: Runner) -> Path:
+    found = shutil.which("busybox")
+    if found is None or not _is_static(Path(found)):
+        raise BuildError("The initrd needs a static busybox: install the Debian package busybox-static.")
+    missing = set(APPLETS) - set(run([found, "--list"]).split())
+    if missing:
+        raise BuildError(f"{found} has no applet {', '.join(sorted(missing))}: install Debian's busybox-static.")
+    return Path(found)
+
+
+def _dmsetup(run: Runner) -> dict[str, Path]:
     """The one program that tells the kernel of a hash tree (DM_TABLE_LOAD), and the libraries it is linked with."""
     found = shutil.which("dmsetup", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if found is None:
         raise BuildError("The initrd needs dmsetup: install the Debian package dmsetup.")
-    files = {"bin/dmsetup": Path(found)} | {
-        path.removeprefix("/"): Path(path) for path in _LIBRARY.findall(run(["ldd", found]))
-    }
+    libraries = _LIBRARY.findall(run(["ldd", found]))
+    return {"bin/dmsetup": Path(found)} | {path.removeprefix("/"): Path(path) for path in libraries}
+
+
+def _pack_dmsetup(archive: Archive, run: Runner) -> None:
+    files = _dmsetup(run)
     for name in _parents(files):
         if name not in DIRECTORIES:
             archive.directory(name)
@@ -239,7 +267,7 @@ def _pack_modules(
     archive.file(f"{base}/modules.alias", "".join(kept).encode())
 
 
-def _pack_firmware(archive: Archive, tree: Path, modules_dir: Path, modules: dict[str, list[str]]) -> None:
+def _firmware(tree: Path, modules_dir: Path, modules: dict[str, list[str]]) -> dict[str, Path]:
     """The firmware files these modules name (section .modinfo), as far as the tree has them."""
     named = {name for path in modules for name in _FIRMWARE.findall(_decompressed(modules_dir / path))}
     present: dict[str, Path] = {}
@@ -248,6 +276,11 @@ def _pack_firmware(archive: Archive, tree: Path, modules_dir: Path, modules: dic
             path = tree / "lib/firmware" / (name + suffix)
             if path.is_file():
                 present[name + suffix] = path
+    return present
+
+
+def _pack_firmware(archive: Archive, tree: Path, modules_dir: Path, modules: dict[str, list[str]]) -> None:
+    present = _firmware(tree, modules_dir, modules)
     for directory in _parents(present):
         archive.directory(f"lib/firmware/{directory}")
     for name, path in present.items():

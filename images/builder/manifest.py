@@ -31,6 +31,9 @@ class Manifest:
     packages: tuple[Package, ...]
     volatile: Mapping[str, int]  # directories, copies, symlinks; bytes copied
     unpacked_bytes: int  # of the files in the root before they were packed
+    epoch: int  # no time in the version is later (s)
+    parent: str = ""  # digest of the version it was derived from
+    change: Mapping[str, Any] | None = None  # what made it of that
 
     @property
     def digest(self) -> str:

@@ -40,13 +40,17 @@ class RecipeFile:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A shell script (`sh -eu`) run as root in the finished chroot; its name is for people."""
+    """A shell script (`sh -eu`) run as root in the finished chroot, without a network unless it needs one.
+
+    Its name is for people.
+    """
 
     name: str
     script: str
+    network: bool = False
 
-    def to_dict(self) -> dict[str, str]:
-        return {"name": self.name, "script": self.script}
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "script": self.script, "network": self.network}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +130,7 @@ class Recipe:
             if name in data:
                 values[name] = tuple(_file(name, item) for item in _typed(name, data[name], list))
         if "hooks" in data:
-            values["hooks"] = tuple(
-                Hook(**_strings("hooks", item, {"name", "script"})) for item in _typed("hooks", data["hooks"], list)
-            )
+            values["hooks"] = tuple(_hook(item) for item in _typed("hooks", data["hooks"], list))
         if "volatile" in data:
             lines = (_typed("volatile", item, str) for item in _typed("volatile", data["volatile"], list))
             values["volatile"] = tuple(Rule.parse(line) for line in lines)
@@ -194,6 +196,14 @@ def _strings(field: str, value: Any, keys: set[str]) -> dict[str, str]:
     if set(item) != keys:
         raise RecipeError(field, f"{sorted(item)} should be {sorted(keys)}")
     return {key: _typed(field, item[key], str) for key in keys}
+
+
+def _hook(value: Any) -> Hook:
+    item = dict(_typed("hooks", value, dict))
+    network = item.pop("network", False)
+    if not isinstance(network, bool):
+        raise RecipeError("hooks", f"network {network!r} is neither true nor false")
+    return Hook(**_strings("hooks", item, {"name", "script"}), network=network)
 
 
 def _file(field: str, value: Any) -> RecipeFile:

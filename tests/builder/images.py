@@ -45,6 +45,7 @@ def built_image(recipe: Recipe = SMALL) -> tuple[Manifest, Store]:
             return Manifest.load(store, known.read_text()), store
         _drop_oldest()
         manifest = build(recipe, Context(place / "work", store, DAEMON), Silent())
+        shutil.rmtree(place / "work")  # the tree it keeps is ten times what the store has
         known.write_text(manifest.digest)
         return manifest, store
 

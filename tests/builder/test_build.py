@@ -131,8 +131,9 @@ def test_the_same_recipe_gives_the_same_digest(version: tuple[Manifest, Store], 
     steps = Silent()
     again = build(SMALL, Context(CACHE / "again", Store(tmp_path / "store"), DAEMON), steps)
     assert again == version[0]
-    assert list((CACHE / "again").iterdir()) == []
-    assert steps.names == ["bootstrap", "configure", "finish", "root", "plan", "home", "initrd", "store"]
+    assert sorted(path.name for path in (CACHE / "again").iterdir()) == ["initrds", "trees"]
+    shutil.rmtree(CACHE / "again")
+    assert steps.names == ["bootstrap", "configure", "finish", "list", "root", "plan", "home", "initrd", "store"]
     done, total = steps.steps[0].done[-1]
     assert done == total > 200
 
@@ -155,7 +156,7 @@ def test_a_full_disk_is_a_clear_error_and_nothing_half_written_is_left(tmp_path:
     script = (
         f"mount -t tmpfs -o size={size} tmpfs {tmp_path / small} || exit 9\n"
         f"{builder}; code=$?\n"
-        f"find {tmp_path}/work {tmp_path}/store -type f >{tmp_path}/left\n"
+        f"find {tmp_path}/work {tmp_path}/store -type f -not -path '*/work/initrds/*' >{tmp_path}/left\n"
         "exit $code\n"
     )
     done = subprocess.run(
@@ -202,7 +203,7 @@ def test_without_root_the_same_comes_out_and_a_kill_leaves_nothing(version: tupl
         done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["digest"] == version[0].digest
-        assert list((place / "work").iterdir()) == []
+        assert sorted(path.name for path in (place / "work").iterdir()) == ["initrds", "trees"]
         wrong = Recipe(name="wrong", suite="bookworm", packages=("no-such-game",))
         (place / "recipe.json").write_text(json.dumps(wrong.to_dict()))
         done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=False)

@@ -115,7 +115,7 @@ def test_a_worker_builds_a_version_and_its_steps_stream_into_rows(room: Room) ->
         assert under_way.finished_at is None
         until(version, VersionStatus.READY)
     names = list(version.steps.values_list("name", flat=True))
-    assert names == ["bootstrap", "configure", "hook-1", "finish", "root", "plan", "home", "initrd", "store"]
+    assert names == ["bootstrap", "configure", "hook-1", "finish", "list", "root", "plan", "home", "initrd", "store"]
     assert not version.steps.filter(finished_at=None).exists()
     assert not version.steps.filter(failed=True).exists()
     hook = version.steps.get(name="hook-1")
@@ -126,8 +126,21 @@ def test_a_worker_builds_a_version_and_its_steps_stream_into_rows(room: Room) ->
     assert list(room.store.verify()) == []
     home = HomeTemplate.objects.get(image=image)
     assert (home.sha256, home.tree_digest) == (manifest.home.sha256, manifest.home_digest)
-    assert [path.name for path in (room.place / "work").rglob("*")] == ["locks"]
+    assert sorted(path.name for path in (room.place / "work").iterdir()) == ["initrds", "locks", "trees"]
     assert AuditEntry.objects.get(action="version.ready").detail == {"digest": version.digest}
+    with room.worker():
+        same = services.request_build(image, room.world.vera)
+        derived = services.request_derived(version, {"install": ["hello"]}, room.world.vera)
+        until(same, VersionStatus.READY)
+        until(derived, VersionStatus.READY)
+    assert same.digest == version.digest
+    assert list(same.steps.values_list("name", flat=True)) == ["compare"]
+    assert derived.contents is not None
+    assert {package.name for package in derived.contents.packages} - {
+        package.name for package in manifest.packages
+    } == {"hello"}
+    assert list(derived.steps.values_list("name", flat=True))[:3] == ["open", "packages", "finish"]
+    assert Manifest.load(room.store, version.digest) == manifest
 
 
 @pytest.mark.slow

@@ -232,7 +232,7 @@ def test_every_model_that_names_an_artefact_is_asked() -> None:
         or (isinstance(field, models.CharField) and field.max_length == 64)
     }
     asked = {"ImageVersion.manifest", "ImageVersion.digest", "HomeTemplate.sha256"}
-    no_artefact = {"HomeTemplate.tree_digest"}
+    no_artefact = {"HomeTemplate.tree_digest", "ImageVersion.provenance"}
     assert naming == asked | no_artefact
 
 
@@ -399,3 +399,17 @@ def test_a_site_of_its_own_class_holds_as_any(world: World, store: Store) -> Non
     world.otto.is_superuser = True
     release(version, lab, world.otto)
     assert keeping.holds() == {version.pk: ["Lab boots it"]}
+
+
+def test_what_a_waiting_version_is_derived_from_is_kept_and_nothing_is_derived_from_the_forgotten(
+    world: World, store: Store
+) -> None:
+    parent = stored_version(make_image(world.clubroom), store)
+    derived = services.request_derived(parent, {"install": ["tree"]}, world.vera)
+    assert "gamer-2 is derived from it" in refused(parent, world)
+    age(store)
+    assert collecting.collect(store).files == 0
+    services.cancel_build(derived, world.vera)
+    assert collecting.collect(store).files == 5
+    with pytest.raises(WrongState, match="gamer-1 was forgotten"):
+        services.request_derived(parent, {"install": ["tree"]}, world.vera)

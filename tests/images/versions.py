@@ -35,6 +35,7 @@ def make_manifest(salt: str = "") -> Manifest:
         packages=(Package("bash", "5.2", "amd64"), Package("tmux", "3.3a", "amd64")),
         volatile={"directories": 1, "copies": 2, "symlinks": 3, "bytes": 4},
         unpacked_bytes=5000,
+        epoch=1_700_000_000,
     )
 
 

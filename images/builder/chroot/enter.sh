@@ -1,9 +1,9 @@
 #!/bin/sh
-# enter.sh TREE COMMAND… — run a command in a tree, with /proc, a small /dev and empty /run and /tmp of its own.
-# To be run in a mount and PID namespace (unshare --mount --pid --fork), with which all of it goes away.
+# enter.sh NETWORK TREE COMMAND… — run a command in a tree, with /proc, a small /dev and empty /run and /tmp of its own.
+# To be run in namespaces of its own (enter.py), with which all of it goes away. NETWORK: not empty when there is one.
 set -eu
-root=$1
-shift
+network=$1 root=$2
+shift 2
 mount -t proc proc "$root/proc"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
 mount -t tmpfs tmpfs "$root/tmp"
@@ -21,4 +21,11 @@ printf '#!/bin/sh\nexit 101\n' >"$root/run/policy-rc.d"
 chmod 755 "$root/run/policy-rc.d"
 : >>"$root/usr/sbin/policy-rc.d"
 mount --bind "$root/run/policy-rc.d" "$root/usr/sbin/policy-rc.d"
+if [ -n "$network" ] && [ -e "$root/etc/resolv.conf" ]; then # the image's own is empty
+    cat /etc/resolv.conf >"$root/run/resolv.conf"
+    mount --bind "$root/run/resolv.conf" "$root/etc/resolv.conf"
+else
+    ip link set lo up 2>/dev/null || true
+fi
+unset TMPDIR # the host's
 HOME=/root exec chroot "$root" "$@"

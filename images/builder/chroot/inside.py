@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from images.builder.errors import BuildError
 from images.builder.run import Runner
 
+_ENTER = Path(__file__).with_name("enter.py")
 _MOST_LINKS = 40  # MAXSYMLINKS of the kernel
 
-# A namespace of the line's own: it stays harmless when a person pastes it.
-_ENTER = [
-    "unshare",
-    "--mount",
-    "--pid",
-    "--fork",
-    "--kill-child",
-    "sh",
-    str(Path(__file__).with_name("enter.sh")),
-]
+
+def entering(tree: Path, *, network: bool = False) -> list[str]:
+    """The words before a command that runs it in the tree (`enter.py`); harmless when a person pastes them."""
+    return [sys.executable, str(_ENTER), *(["--network"] if network else []), str(tree)]
 
 
-def run_inside(tree: Path, argv: list[str], run: Runner) -> str:
-    """Run a command in the tree, with /proc, a small /dev and empty /run and /tmp of its own."""
+def run_inside(tree: Path, argv: list[str], run: Runner, *, network: bool = False) -> str:
+    """Run a command in the tree, in namespaces of its own, with /proc, a small /dev and empty /run and /tmp."""
+    with no_services(tree):
+        return run([*entering(tree, network=network), *argv])
+
+
+@contextmanager
+def no_services(tree: Path) -> Iterator[None]:
+    """Leave nothing of the policy that `enter.sh` puts over the tree's own: its mount point was made for it."""
     policy = tree / "usr/sbin/policy-rc.d"
     is_ours = not policy.exists()
     try:
-        return run([*_ENTER, str(tree), *argv])
+        yield
     finally:
         if is_ours:
             policy.unlink(missing_ok=True)

@@ -88,7 +88,7 @@ REMOVED = (
 
 
 def trim(tree: Path, epoch: int) -> None:
-    """Trim the tree; all times after `epoch` (s) are set back to it by squashfs and cpio, not here."""
+    """Trim the tree, a new one or one that was trimmed before; all times after `epoch` (s) are set back to it by squashfs and cpio, not here."""
     for unit in UNITS:
         _mask(tree, f"/etc/systemd/system/{unit}")
     for generator, work in GENERATORS.items():
@@ -107,7 +107,7 @@ def trim(tree: Path, epoch: int) -> None:
     # which would enable and disable units by preset (machine-id(5)).
     inside.write(tree, "/etc/machine-id", "", 0o444)
     if (tree / "var/lib/dbus").is_dir():
-        (tree / "var/lib/dbus/machine-id").symlink_to("/etc/machine-id")
+        _link(tree / "var/lib/dbus/machine-id", "/etc/machine-id")
     # The initrd writes it anew; a link to a resolver's /run would make that write go nowhere.
     (tree / "etc/resolv.conf").unlink(missing_ok=True)
     inside.write(tree, "/etc/resolv.conf", "")
@@ -134,7 +134,7 @@ def _split_coldplug(tree: Path) -> None:
     inside.write(tree, f"{systemd}/coldplug-rest.service", _COLDPLUG_REST)
     wants = inside.locate(tree, f"{systemd}/multi-user.target.wants")
     wants.mkdir(parents=True, exist_ok=True)
-    (wants / "coldplug-rest.service").symlink_to("../coldplug-rest.service")
+    _link(wants / "coldplug-rest.service", "../coldplug-rest.service")
 
 
 def _trust_compiled(usr: Path) -> None:
@@ -173,6 +173,12 @@ def _mask(tree: Path, path: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists() and not target.is_symlink():
         target.symlink_to("/dev/null")
+
+
+def _link(link: Path, target: str) -> None:
+    """Also where one is: a derived version's tree was trimmed before."""
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
 
 
 def _has_lines(path: Path) -> bool:

@@ -1,5 +1,6 @@
-"""Builds a version in the foreground, or replays a failed build so that its failing command can be run by hand."""
+"""Builds and changes versions from a terminal: build, shell (a maintenance shell in a version's chroot), replay (of a failed build)."""
 
+from pathlib import Path
 from typing import Any
 
 from django.contrib.auth.models import User
@@ -7,11 +8,14 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from fleet.exceptions import OperatorError
 from images import builds, services
-from images.builder import director
+from images.builder import director, maintenance
 from images.builder.__main__ import Terminal
 from images.builder.errors import BuildError
 from images.builder.recipe import Recipe
+from images.builder.scratch import scratch
 from images.models import Image, ImageVersion, VersionStatus
+
+_SHOWN = 40  # changed files
 
 
 class Command(BaseCommand):
@@ -23,38 +27,106 @@ class Command(BaseCommand):
         build.add_argument("image", help="the slug of the image")
         build.add_argument("--as", dest="person", required=True, help="the user name of the person who asks for it")
         build.add_argument("--reason", default="")
+        shell = actions.add_parser(
+            "shell", help="open a shell in the chroot of an image's version, and make a version of it"
+        )
+        shell.add_argument(
+            "image", help="the slug of the image (its newest ready version) or a version, such as gamer-3"
+        )
+        shell.add_argument("--as", dest="person", required=True, help="the user name of the person who does it")
+        shell.add_argument("--reason", default="")
+        shell.add_argument(
+            "--keep", choices=["ask", "yes", "no"], default="ask", help="make a version when the shell is left"
+        )
         replay = actions.add_parser("replay", help="build a version's recipe again, storing no row; keep its directory")
         replay.add_argument("version", help="such as gamer-3")
 
     def handle(self, *args: Any, action: str, **options: Any) -> None:
         if action == "build":
             self._build(options["image"], options["person"], options["reason"])
+        elif action == "shell":
+            self._shell(options["image"], options["person"], options["reason"], options["keep"])
         else:
             self._replay(options["version"])
 
     def _build(self, slug: str, person: str, reason: str) -> None:
-        image, user = Image.objects.filter(slug=slug).first(), User.objects.filter(username=person).first()
-        if image is None or user is None:
-            raise CommandError(f"There is no image {slug!r}." if image is None else f"There is no user {person!r}.")
+        image = Image.objects.filter(slug=slug).first()
+        if image is None:
+            raise CommandError(f"There is no image {slug!r}.")
         try:
-            version = services.request_build(image, user, reason)
+            version = services.request_build(image, _person(person), reason)
         except OperatorError as error:
             raise CommandError(str(error)) from error
+        self._run(version)
+
+    def _shell(self, name: str, person: str, reason: str, keep: str) -> None:
+        user, parent = _person(person), _newest(name) or _version(name)
+        place = builds.context()
+        recipe = Recipe.from_dict(parent.recipe)
+        with scratch(place.work) as opened:
+            try:
+                services.may_change(parent, user)
+                self.stdout.write(
+                    f"A shell in {parent}, as root. What you change makes a new version; leave it with exit."
+                )
+                maintenance.open_shell(opened, parent.digest, recipe, place.arguments())
+            except (OperatorError, BuildError) as error:
+                raise CommandError(str(error)) from error
+            changed = maintenance.changed(opened)
+            self.stdout.write(f"\n{len(changed)} files differ from {parent}:")
+            for path in changed[:_SHOWN]:
+                self.stdout.write(f"  {path}")
+            if len(changed) > _SHOWN:
+                self.stdout.write(f"  … and {len(changed) - _SHOWN} more")
+            if keep == "no" or (
+                keep == "ask" and input("Make a version of it? [y/N] ").strip().lower() not in ("y", "yes")
+            ):
+                self.stdout.write("Thrown away.")
+                return
+            try:
+                version = services.request_derived(parent, {"by_hand": True}, user, reason)
+            except OperatorError as error:
+                raise CommandError(str(error)) from error
+            self._run(version, opened)
+
+    def _run(self, version: ImageVersion, place: Path | None = None) -> None:
         self.stdout.write(f"Building {version}")
-        builds.run(version.pk, self.stdout.write)
+        builds.run(version.pk, self.stdout.write, place)
         version.refresh_from_db()
         if version.status != VersionStatus.READY:
             raise CommandError(f"{version} is {version.get_status_display().lower()}. {version.failure}")
         self.stdout.write(f"{version} is ready: {version.digest}")
 
     def _replay(self, name: str) -> None:
-        slug, _, number = name.rpartition("-")
-        version = ImageVersion.objects.filter(image__slug=slug, number=int(number) if number.isdecimal() else 0).first()
-        if version is None:
-            raise CommandError(f"There is no version {name!r}. Versions are called such as gamer-3.")
+        version = _version(name)
         place = builds.context(keep=True)
         try:
-            director.build(Recipe.from_dict(version.recipe), place, Terminal(verbose=True))
+            recipe = Recipe.from_dict(version.recipe)
+            if version.parent and version.changes:
+                director.derive(version.parent.digest, recipe, version.changes, place, Terminal(verbose=True))
+            else:
+                director.build(recipe, place, Terminal(verbose=True))
         except BuildError as error:
             raise CommandError(f"{error}\nIts directory stays below {place.work} until the next build.") from error
         self.stdout.write(f"{name} builds without a fault now; its directory stays below {place.work}.")
+
+
+def _person(name: str) -> User:
+    user = User.objects.filter(username=name).first()
+    if user is None:
+        raise CommandError(f"There is no user {name!r}.")
+    return user
+
+
+def _newest(slug: str) -> ImageVersion | None:
+    ready = ImageVersion.objects.filter(image__slug=slug, status=VersionStatus.READY)
+    return ready.select_related("image__site").order_by("-number").first()
+
+
+def _version(name: str) -> ImageVersion:
+    slug, _, number = name.rpartition("-")
+    versions = ImageVersion.objects.select_related("image__site", "parent")
+    version = versions.filter(image__slug=slug, number=int(number) if number.isdecimal() else 0).first()
+    if version is None:
+        raise CommandError(f"There is no version {name!r}. Versions are called such as gamer-3.")
+    return version

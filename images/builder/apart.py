@@ -1,7 +1,8 @@
-"""Builds without root: the whole build runs in a user namespace, and its steps come back as JSON lines.
+"""Builds in a process of their own, with mounts nobody else sees; their steps come back as JSON lines.
 
-A tree has files of many owners. The namespace maps root and the range of /etc/subuid, so that the same code,
-and not a second way of doing things, can make them. One JSON object per line, in order:
+A derived version needs it for its overlay, and every build needs it without root: a tree has files of many owners, and the
+process is in a user namespace with root and the range of /etc/subuid, so that the same code can make them. One JSON object
+per line, in order:
 
     {"step": 0, "open": ["bootstrap", "Install …"]}       steps nest, numbered by how deep
     {"step": 0, "command": […]} · "output" · "exited" · "progress": [done, total]
@@ -22,15 +23,14 @@ from typing import Any, TextIO
 
 from images.builder.errors import BuildError, DiskFull, RecipeError
 from images.builder.manifest import Manifest
-from images.builder.recipe import Recipe
 from images.builder.run import CommandFailed, isolation
 from images.builder.steps import Step, Steps
 
 _PROJECT = Path(__file__).resolve().parents[2]
 
 
-def build(recipe: Recipe, arguments: Sequence[str], steps: Steps) -> Manifest:
-    """Run `python -m images.builder - <arguments> --events` as root of a user namespace.
+def build(order: Mapping[str, Any], arguments: Sequence[str], steps: Steps) -> Manifest:
+    """Run `python -m images.builder - <arguments> --events` on an order (images/builder/__main__.py), as root.
 
     Raises what the build in there raised; BuildError when the host lets this user make no such namespace.
     """
@@ -50,16 +50,28 @@ def build(recipe: Recipe, arguments: Sequence[str], steps: Steps) -> Manifest:
         assert process.stderr is not None
         try:
             with process.stdin:
-                json.dump(recipe.to_dict(), process.stdin)
+                json.dump(order, process.stdin)
             manifest = _replay((json.loads(line) for line in process.stdout), steps)
         except BrokenPipeError:
             manifest = None
         if manifest is None:
             raise BuildError(
-                f"a build without root ended early: {process.stderr.read().strip() or 'it was killed'}; it "
+                f"a build ended early: {process.stderr.read().strip() or 'it was killed'}; without root it "
                 "needs the package uidmap and a range for this user in /etc/subuid and /etc/subgid"
             )
         return manifest
+
+
+def on_terminal(order: Mapping[str, Any], arguments: Sequence[str]) -> int:
+    """Run an order on the terminal of the caller; returns the exit code."""
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as stream:
+        json.dump(order, stream)
+    argv = [*_as_root(), sys.executable, "-m", "images.builder", f"/dev/fd/{read}", *arguments]
+    try:
+        return subprocess.run(argv, cwd=_PROJECT, pass_fds=[read], check=False).returncode
+    finally:
+        os.close(read)
 
 
 def sweep(parents: Sequence[Path]) -> list[Path]:
@@ -72,7 +84,7 @@ def sweep(parents: Sequence[Path]) -> list[Path]:
 
 
 def _as_root() -> list[str]:
-    return isolation(os.getpid(), "--map-root-user", "--map-auto")
+    return isolation(os.getpid(), *([] if os.geteuid() == 0 else ["--map-root-user", "--map-auto"]))
 
 
 def _replay(events: Iterator[Mapping[str, Any]], steps: Steps) -> Manifest | None:

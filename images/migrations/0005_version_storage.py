@@ -1,23 +1,11 @@
-"""How the artefacts of a version are kept. SQLite makes the table anew for it and loses its triggers: they are set again."""
-
-from importlib import import_module
-
 from django.conf import settings
 from django.db import migrations, models
-
-sealed = import_module("images.migrations.0002_ready_versions_never_change")
-
-
-def set_again(apps, schema_editor):
-    if schema_editor.connection.vendor == "sqlite":
-        for statement in (*(drop.replace("TRIGGER", "TRIGGER IF EXISTS") for drop in sealed.SQLITE_REVERSE), *sealed.SQLITE):
-            schema_editor.execute(statement, params=None)
 
 
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('images', '0003_family_declared'),
+        ('images', '0004_derived_versions'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
@@ -36,5 +24,4 @@ class Migration(migrations.Migration):
             model_name='imageversion',
             constraint=models.CheckConstraint(condition=models.Q(('storage__in', ['files', 'chunks', 'restoring', 'nothing'])), name='version_storage_declared'),
         ),
-        migrations.RunPython(set_again, migrations.RunPython.noop),
     ]

@@ -1,0 +1,128 @@
+"""From a finished tree to a version in the store: what a build and a derived version have in common."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from images.builder import initrd, rootplan, squashfs
+from images.builder.change import Change
+from images.builder.chroot.debian import Package
+from images.builder.errors import BuildError, RecipeError
+from images.builder.manifest import PARTS, Manifest
+from images.builder.recipe import Recipe
+from images.builder.run import Runner
+from images.builder.store import Store
+from images.builder.tree import listing
+from images.builder.verity import seal
+
+OpenStep = Callable[[str, str], AbstractContextManager[Runner]]
+_INITRDS = 8  # kept for builds to come; 7 MB each
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What is to be packed: the tree of a recipe with its packages; no time in the version is later than `epoch` (s).
+
+    A derived version names its parent (digest) and what was changed.
+    """
+
+    tree: Path
+    recipe: Recipe
+    packages: tuple[Package, ...]
+    epoch: int
+    parent: str = ""
+    change: Change | None = None
+
+
+def pack(packed: Packed, ready: Path, store: Store, daemon: Path, cache: Path, step: OpenStep) -> Manifest:
+    """Put the version into the store, by way of the directory `ready` on its file system. `cache` keeps initrds.
+
+    The tree has lost its kernel and the home of the user afterwards.
+    """
+    tree, recipe, epoch = packed.tree, packed.recipe, packed.epoch
+    home = tree.with_name("home")
+    release = _take_kernel(tree, ready / "kernel")
+    with step("list", "List what is in the root") as run:
+        _take_home(tree / "home" / recipe.user, home, run)
+        entries = listing(tree)
+    with step("root", "Pack the read-only root") as run:
+        # The slowest of what is left; the others fit beside it.
+        packing = run.start(squashfs.command(tree, ready / "root", epoch))
+        with packing:
+            with step("plan", "Compute the root plan from the volatile rules"):
+                plan = rootplan.plan(entries, recipe.volatile, [f"/home/{recipe.user}"])
+                rootplan.archive(plan, tree, ready / "plan", epoch)
+            with step("home", "Pack the home template") as run:
+                home_digest = run([sys.executable, str(daemon / "home.py"), "digest", str(home)]).strip()
+                squashfs.pack(home, ready / "home", run, epoch)
+            with step("initrd", f"Pack the initrd for kernel {release}") as run:
+                _initrd(tree, release, daemon, ready / "initrd", cache, run)
+            packing.finish()
+        verity = seal(ready / "root")
+    with step("store", "Put the version into the store"):
+        artefacts = {part: store.put(ready / part) for part in PARTS}
+        manifest = Manifest(
+            **artefacts,
+            root_hash=verity.root_hash,
+            root_blocks=verity.blocks,
+            home_digest=home_digest,
+            kernel_release=release,
+            packages=packed.packages,
+            volatile=plan.summary(),
+            unpacked_bytes=sum(entry.size for entry in entries),
+            epoch=epoch,
+            parent=packed.parent,
+            change=packed.change.to_dict() if packed.change else None,
+        )
+        (ready / "manifest").write_bytes(manifest.to_json())
+        store.put(ready / "manifest")
+    return manifest
+
+
+def _take_kernel(tree: Path, output: Path) -> str:
+    """Move the kernel out of the tree, where clients have no use for it; returns its release."""
+    kernels = sorted((tree / "boot").glob("vmlinuz-*"))
+    if len(kernels) != 1:
+        names = ", ".join(kernel.name for kernel in kernels) or "none"
+        raise RecipeError("packages", f"an image has exactly one kernel, this one has {names}")
+    release = kernels[0].name.removeprefix("vmlinuz-")
+    shutil.move(kernels[0], output)
+    for left in (tree / "boot").glob(f"*{release}"):
+        if left.name.startswith(("System.map", "initrd.img")):
+            left.unlink()
+    return release
+
+
+def _take_home(home: Path, output: Path, run: Runner) -> None:
+    """Move the home out of the tree; an empty directory, owner and mode the same, stays as mount point."""
+    if not home.is_dir() or home.is_symlink():
+        raise BuildError(f"/home/{home.name} is no directory any more: a hook moved the home of the user")
+    status = home.stat()
+    run(["mv", "--no-target-directory", str(home), str(output)])  # the tree may be another file system
+    home.mkdir()
+    os.chown(home, status.st_uid, status.st_gid)
+    home.chmod(stat.S_IMODE(status.st_mode))
+
+
+def _initrd(tree: Path, release: str, daemon: Path, output: Path, cache: Path, run: Runner) -> None:
+    """Most versions have the kernel of the one before: its initrd is the same, byte for byte."""
+    cache.mkdir(parents=True, exist_ok=True)
+    known = cache / initrd.fingerprint(tree, release, daemon, run)
+    if known.is_file():
+        os.utime(known)
+        shutil.copyfile(known, output)
+        run.step.output("Nothing of it has changed: taken from the last build.\n")
+        return
+    initrd.build(tree, release, daemon, output, run)
+    fresh = known.with_name(f"{known.name}.{os.getpid()}")
+    shutil.copyfile(output, fresh)
+    fresh.replace(known)
+    for old in sorted(cache.iterdir(), key=lambda path: -path.stat().st_mtime)[_INITRDS:]:
+        old.unlink(missing_ok=True)
