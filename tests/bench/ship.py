@@ -1,26 +1,23 @@
 """What it takes to bring a version with one small package more to a store that has the version before it.
 
-Real artefacts: a built image, its root unpacked, a Debian package installed into it with dpkg, plan and root packed anew as a build
-packs them. The file that ``manage.py store export --have`` writes is measured and taken in by the other store.
+Real artefacts: a built image, and a version derived from it. The file that ``manage.py store export --have`` writes is measured and taken in by the other store.
 """
 
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from images.builder import parcel, rootplan, squashfs
+from images.builder import parcel
+from images.builder.change import Change
+from images.builder.director import Context, derive
 from images.builder.manifest import Manifest
-from images.builder.run import Runner
 from images.builder.store import Store
-from images.builder.tree import listing
-from images.builder.verity import seal
 from tests.bench.report import finish, progress
-from tests.builder.images import PROJECT, SMALL, Silent, built_image
+from tests.builder.images import DAEMON, PROJECT, SMALL, Silent, built_image
 
 PACKAGE = "tree"  # one program, its manual and its entries in dpkg's database
 LIMIT = 0.04
@@ -40,41 +37,6 @@ class Shipping:
         return self.bytes / self.whole_bytes
 
 
-def derived(parent: Manifest, store: Store, scratch: Path) -> Manifest:
-    """A version of ``parent`` with PACKAGE installed, put into ``store``."""
-    tree = scratch / "tree"
-    _run("unsquashfs", "-quiet", "-no-progress", "-dest", str(tree), str(store.require(parent.root)))
-    _run("apt-get", "-o", "APT::Sandbox::User=root", "download", PACKAGE, cwd=scratch)
-    (package,) = scratch.glob("*.deb")
-    _run("dpkg", f"--root={tree}", "--force-script-chrootless", "--install", str(package))
-    for left in ("lock", "lock-frontend", "status-old", "triggers/Lock"):
-        (tree / "var/lib/dpkg" / left).unlink(missing_ok=True)
-    (tree / "var/log/dpkg.log").unlink(missing_ok=True)
-    epoch = int(max(path.lstat().st_mtime for path in (tree / "usr/share/doc").iterdir() if path.name != PACKAGE))
-    with Silent().step("root", "Pack the root") as step, store.scratch() as ready:
-        squashfs.pack(tree, ready / "root", Runner(step), epoch)
-        verity = seal(ready / "root")
-        plan = rootplan.plan(listing(tree), SMALL.volatile, [f"/home/{SMALL.user}"])
-        rootplan.archive(plan, tree, ready / "plan", epoch)
-        root, archive = store.put(ready / "root"), store.put(ready / "plan")
-        manifest = replace(
-            parent,
-            root=root,
-            plan=archive,
-            root_hash=verity.root_hash,
-            root_blocks=verity.blocks,
-            volatile=plan.summary(),
-        )
-        (ready / "manifest").write_bytes(manifest.to_json())
-        store.put(ready / "manifest")
-    return manifest
-
-
-def _run(*argv: str, cwd: Path | None = None) -> None:
-    done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(argv)} ended with {done.returncode}: {done.stderr}"
-
-
 def _copy(store: Store, manifest: Manifest, to: Store) -> None:
     for sha256 in (manifest.digest, *(artefact.sha256 for artefact in manifest.artefacts().values())):
         with to.scratch() as ready:
@@ -88,7 +50,8 @@ def ship(scratch: Path) -> Shipping:
     ours, theirs = Store(scratch / "ours"), Store(scratch / "theirs")
     for store in (ours, theirs):
         _copy(built, parent, store)
-    manifest = derived(parent, ours, scratch)
+    change = Change.of(SMALL, install=(PACKAGE,))
+    manifest = derive(parent.digest, SMALL, change, Context(scratch / "work", ours, DAEMON), Silent())
     contents = tuple(manifest.artefacts().values())
     base = tuple(artefact.sha256 for artefact in parent.artefacts().values())
     label = parcel.Label("derived", manifest.digest, SMALL.to_dict(), contents, base)
