@@ -129,7 +129,7 @@ class Claims:
                     self._claim(self.chunks, sha256, str(version))
         kept_releases = Release.objects.exclude(version__storage=Storage.NOTHING)
         in_use = set(kept_releases.values_list("home_id", flat=True))
-        for template in HomeTemplate.objects.select_related("image"):
+        for template in HomeTemplate.objects.exclude(sha256="").select_related("image"):
             if template.pk in in_use or template.sha256 not in named:
                 self._claim(self.files, template.sha256, str(template))
                 self.bytes[template.sha256] = template.bytes
