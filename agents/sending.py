@@ -20,6 +20,7 @@ from fleet import audit
 from fleet.exceptions import WrongState
 from fleet.models import Client
 from fleet.transitions import move
+from images import homes
 
 log = logging.getLogger(__name__)
 CHANNEL = "fleet.nudge"
@@ -81,7 +82,7 @@ def _prepare(command: Command) -> bool:
         if session.release is None:
             move(command, CommandStatus.FAILED, finished_at=now, reason="its release is gone, and with it the template")
             return False
-        home = session.release.home
+        home = homes.now_for(session.release)
         command.args = {"home": home.sha256, "home_bytes": home.bytes, "home_digest": home.tree_digest}
     if command.sequence is None:
         client.sequence += 1

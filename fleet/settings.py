@@ -14,6 +14,7 @@ env = Env.load(BASE_DIR / ".env")
 # --- where things are -----------------------------------------------------------------------------------------------
 DATA = env.path("FLEET_DATA", BASE_DIR / "var")
 STORE = env.path("FLEET_STORE", DATA / "store")
+UPLOADS = DATA / "uploads"  # archives of homes until a worker has packed them
 BUILD_WORK = env.path("FLEET_BUILD_WORK", DATA / "build")
 DAEMON = BASE_DIR / "agents" / "daemon"  # put into every initrd; named as a path so that images never imports agents
 PUBLIC_KEYS = env.path("FLEET_PUBLIC_KEYS", DATA / "keys")

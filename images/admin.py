@@ -17,7 +17,7 @@ from fleet.admin.scoped import ScopedAdmin
 from fleet.exceptions import OperatorError
 from fleet.models import ClientClass
 from fleet.roles import Right
-from images import quota, services
+from images import homes, quota, services
 from images.models import HomeTemplate, Image, ImageFile, ImageHook, ImageVersion, Release, VersionStatus
 from images.storage_admin import StorageOrders, storage_of, storage_page
 
@@ -52,6 +52,15 @@ class OrderAdmin(ScopedAdmin[M]):
         except OperatorError as error:
             self.message_user(request, str(error), messages.ERROR)
             return HttpResponseRedirect(page_of(row))
+
+
+def _chosen_class(request: HttpRequest) -> ClientClass:
+    chosen = request.POST.get("client_class", "")
+    classes = ClientClass.objects.visible_to(actor(request))
+    client_class = classes.filter(pk=int(chosen)).first() if chosen.isdecimal() and len(chosen) < 18 else None
+    if client_class is None:
+        raise OperatorError("No class was chosen.", hint="Choose the class that is to have it.")
+    return client_class
 
 
 if TYPE_CHECKING:
@@ -94,7 +103,7 @@ class HookInline(RecipeInline):
 @admin.register(Image)
 class ImageAdmin(OrderAdmin[Image]):
     change_right = Right.BUILD
-    orders = ("build",)
+    orders = ("build", "home")
     list_display = ["name", "site", "suite", "latest", "status"]
     list_filter = ["site", "suite"]
     search_fields = ["name", "slug", "packages"]
@@ -140,6 +149,18 @@ class ImageAdmin(OrderAdmin[Image]):
         self.message_user(request, f"{version} is queued. Its steps appear below as they run.", messages.SUCCESS)
         return version
 
+    def order_home(self, request: HttpRequest, image: Image) -> HomeTemplate:
+        file = request.FILES.get("archive")
+        if file is None:
+            raise OperatorError("No file was chosen.", hint="Choose a tar or zip archive of a home directory.")
+        assert not isinstance(file, list)
+        asked = request.POST.get("reason", "")
+        row = homes.propose(image, file.name or "archive", file.chunks(), actor(request), asked)
+        self.message_user(
+            request, f"{row} is being looked through; reload this page to see what is in it.", messages.SUCCESS
+        )
+        return row
+
     def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         image = context.get("original")
         context["versions"] = image.versions.all()[:10] if image else []
@@ -184,11 +205,7 @@ class ImageVersionAdmin(StorageOrders, OrderAdmin[ImageVersion]):
         return super().render_change_form(request, context, *args, **kwargs)
 
     def order_release(self, request: HttpRequest, version: ImageVersion) -> ImageVersion:
-        chosen = request.POST.get("client_class", "")
-        classes = ClientClass.objects.visible_to(actor(request))
-        client_class = classes.filter(pk=int(chosen)).first() if chosen.isdecimal() and len(chosen) < 18 else None
-        if client_class is None:
-            raise OperatorError("No class was chosen.", hint="Choose the class that is to boot this version.")
+        client_class = _chosen_class(request)
         services.release(version, client_class, actor(request), request.POST.get("reason", ""))
         self.message_user(request, f"{client_class} boots {version} from its next boot on.", messages.SUCCESS)
         return version
@@ -249,7 +266,32 @@ class ReleaseAdmin(OrderAdmin[Release]):
 
 
 @admin.register(HomeTemplate)
-class HomeTemplateAdmin(ScopedAdmin[HomeTemplate]):
-    list_display = ["__str__", "image", "bytes", "tree_digest", "created_at"]
-    list_filter = ["image"]
-    list_select_related = ["image"]
+class HomeTemplateAdmin(OrderAdmin[HomeTemplate]):
+    orders = ("accept", "refuse", "use")
+    list_display = ["__str__", "image", "status", "origin", "bytes", "created_at", "requested_by", "reason"]
+    list_filter = ["status", "origin", "image"]
+    list_select_related = ["image", "requested_by"]
+
+    def order_accept(self, request: HttpRequest, row: HomeTemplate) -> HomeTemplate:
+        homes.accept(row, actor(request), request.POST.get("reason", ""))
+        self.message_user(request, f"{row} is accepted. Give it to a class below.", messages.SUCCESS)
+        return row
+
+    def order_refuse(self, request: HttpRequest, row: HomeTemplate) -> HomeTemplate:
+        homes.refuse(row, actor(request), request.POST.get("reason", ""))
+        self.message_user(request, f"{row} is refused, nobody will get it.", messages.SUCCESS)
+        return row
+
+    def order_use(self, request: HttpRequest, row: HomeTemplate) -> HomeTemplate:
+        client_class = _chosen_class(request)
+        homes.use(row, client_class, actor(request), request.POST.get("reason", ""))
+        self.message_user(request, f"Clients of {client_class} get {row} at their next cycle.", messages.SUCCESS)
+        return row
+
+    def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        row: HomeTemplate = context["original"]
+        classes = ClientClass.objects.visible_to(actor(request), Right.RELEASE).select_related("site")
+        context["classes"] = classes.filter(releases__current=True, releases__version__image=row.image)
+        context["may_build"] = services.may(request.user, Right.BUILD, row)
+        context["releases"] = Release.objects.visible_to(actor(request)).filter(home=row, current=True)
+        return super().render_change_form(request, context, *args, **kwargs)

@@ -7,14 +7,25 @@ from django_filters import rest_framework as filters
 from drf_spectacular.utils import extend_schema, extend_schema_field
 from rest_framework import serializers, status
 from rest_framework.decorators import action
+from rest_framework.parsers import MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from fleet.api.filters import Filters, SiteFilters
 from fleet.api.scoped import ScopedViewSet
 from fleet.models import ClientClass
-from images import quota, services, storing
-from images.models import BuildStep, HomeTemplate, Image, ImageFile, ImageHook, ImageVersion, Release, VersionStatus
+from images import homes, quota, services, storing
+from images.models import (
+    BuildStep,
+    HomeTemplate,
+    Image,
+    ImageFile,
+    ImageHook,
+    ImageVersion,
+    Release,
+    TemplateStatus,
+    VersionStatus,
+)
 
 
 class FileSerializer(serializers.ModelSerializer[ImageFile]):
@@ -94,7 +105,22 @@ class ReleaseSerializer(serializers.ModelSerializer[Release]):
 class HomeTemplateSerializer(serializers.ModelSerializer[HomeTemplate]):
     class Meta:
         model = HomeTemplate
-        fields = ["id", "image", "sha256", "bytes", "tree_digest", "created_at"]
+        fields = [
+            *(
+                "id",
+                "image",
+                "status",
+                "origin",
+                "name",
+                "sha256",
+                "bytes",
+                "tree_digest",
+                "details",
+                "failure",
+                "reason",
+            ),
+            *("created_at", "decided_at"),
+        ]
 
 
 class ReasonSerializer(serializers.Serializer[Any]):
@@ -128,6 +154,17 @@ def _asked(serializer: type[serializers.Serializer[Any]], request: Request) -> d
     return dict(order.validated_data)
 
 
+def _class_of(request: Request, pk: int) -> ClientClass:
+    client_class = ClientClass.objects.visible_to(request.user).filter(pk=pk).first()
+    if client_class is None:
+        raise serializers.ValidationError({"client_class": [f"There is no class {pk}."]})
+    return client_class
+
+
+class ArchiveSerializer(ReasonSerializer):
+    archive = serializers.FileField(help_text="A tar archive, compressed or not, or a zip of a home directory.")
+
+
 class ImageViewSet(ScopedViewSet[Image]):
     """Recipes. Edited in the admin; a build takes a snapshot of one."""
 
@@ -143,6 +180,15 @@ class ImageViewSet(ScopedViewSet[Image]):
         warning = quota.outlook(image).warning
         version = services.request_build(image, request.user, **_asked(ReasonSerializer, request))
         return Response({**VersionSerializer(version).data, "warning": warning}, status=status.HTTP_202_ACCEPTED)
+
+    @extend_schema(request={"multipart/form-data": ArchiveSerializer}, responses={202: HomeTemplateSerializer})
+    @action(detail=True, methods=["post"], parser_classes=[MultiPartParser], url_path="home-templates")
+    def home_templates(self, request: Request, pk: str) -> Response:
+        """Upload a home template; a worker looks it through and packs it."""
+        image, asked = self.get_object(), _asked(ArchiveSerializer, request)
+        file = asked["archive"]
+        row = homes.propose(image, file.name, file.chunks(), request.user, asked["reason"])
+        return Response(HomeTemplateSerializer(row).data, status=status.HTTP_202_ACCEPTED)
 
 
 class VersionFilters(Filters):
@@ -165,9 +211,7 @@ class VersionViewSet(ScopedViewSet[ImageVersion]):
     def release(self, request: Request, pk: str) -> Response:
         """Give a ready version to a class: its clients boot it from their next boot on."""
         version, order = self.get_object(), _asked(ReleaseOrderSerializer, request)
-        client_class = ClientClass.objects.visible_to(request.user).filter(pk=order["client_class"]).first()
-        if client_class is None:
-            raise serializers.ValidationError({"client_class": [f"There is no class {order['client_class']}."]})
+        client_class = _class_of(request, order["client_class"])
         new = services.release(version, client_class, request.user, order["reason"])
         return Response(ReleaseSerializer(new).data, status=status.HTTP_201_CREATED)
 
@@ -241,8 +285,39 @@ class ReleaseViewSet(ScopedViewSet[Release]):
         return Response(ReleaseSerializer(earlier).data, status=status.HTTP_201_CREATED)
 
 
+class TemplateFilters(Filters):
+    image = filters.CharFilter(field_name="image__slug", help_text="The slug of an image.")
+    status = filters.MultipleChoiceFilter(choices=TemplateStatus.choices)
+
+
 class HomeTemplateViewSet(ScopedViewSet[HomeTemplate]):
-    """What home directories are restored to."""
+    """What home directories are restored to. A new one is uploaded to its image, looked at, accepted, and given to a class."""
 
     queryset = HomeTemplate.objects.all()
     serializer_class = HomeTemplateSerializer
+    filterset_class = TemplateFilters
+    page_order = ("-created_at", "pk")
+
+    @extend_schema(request=ReasonSerializer, responses=HomeTemplateSerializer)
+    @action(detail=True, methods=["post"])
+    def accept(self, request: Request, pk: str) -> Response:
+        """Let a template that was looked at be given to classes."""
+        row = self.get_object()
+        homes.accept(row, request.user, **_asked(ReasonSerializer, request))
+        return Response(HomeTemplateSerializer(row).data)
+
+    @extend_schema(request=ReasonSerializer, responses=HomeTemplateSerializer)
+    @action(detail=True, methods=["post"])
+    def refuse(self, request: Request, pk: str) -> Response:
+        """Have a template never be used."""
+        row = self.get_object()
+        homes.refuse(row, request.user, **_asked(ReasonSerializer, request))
+        return Response(HomeTemplateSerializer(row).data)
+
+    @extend_schema(request=ReleaseOrderSerializer, responses={201: ReleaseSerializer})
+    @action(detail=True, methods=["post"])
+    def use(self, request: Request, pk: str) -> Response:
+        """Give an accepted template to a class: its clients get it at their next cycle or boot."""
+        row, order = self.get_object(), _asked(ReleaseOrderSerializer, request)
+        new = homes.use(row, _class_of(request, order["client_class"]), request.user, order["reason"])
+        return Response(ReleaseSerializer(new).data, status=status.HTTP_201_CREATED)

@@ -41,8 +41,8 @@ def context(*, keep: bool = False) -> director.Context:
 
 
 @contextmanager
-def held(version: int) -> Iterator[bool]:
-    """Hold the lock of a version's build; yields False when another process holds it."""
+def held(version: int | str) -> Iterator[bool]:
+    """Hold the lock of a version's build, or of a template's packing; yields False when another process holds it."""
     locks: Path = settings.BUILD_WORK / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     path = locks / str(version)

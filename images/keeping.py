@@ -90,6 +90,20 @@ def require_files(version: ImageVersion) -> None:
         )
 
 
+@transaction.atomic
+def require_template(template: HomeTemplate) -> None:
+    """Refuse a home template that went, or may go, with the versions it came from. Raises WrongState."""
+    versions = ImageVersion.objects.select_for_update().filter(
+        image=template.image_id, manifest__home__sha256=template.sha256
+    )
+    kept = list(versions.values_list("storage", flat=True))
+    if kept and Storage.FILES not in kept:
+        raise WrongState(
+            f"{template} belongs to versions that are archived or forgotten.",
+            hint="Restore one of them, or build another.",
+        )
+
+
 def artefacts_in(manifest: Any) -> Iterator[tuple[str, int]]:
     """Digest and bytes of every artefact that a manifest names at whatever depth, parts that are new to us included."""
     if isinstance(manifest, dict):

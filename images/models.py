@@ -309,26 +309,78 @@ class BuildStep(models.Model):
         return (self.finished_at - self.started_at).total_seconds() if self.finished_at else None
 
 
+class TemplateStatus(models.TextChoices):
+    PACKING = "packing", "Being packed"
+    PROPOSED = "proposed", "Waiting to be looked at"
+    ACCEPTED = "accepted", "Accepted"
+    REFUSED = "refused", "Refused"
+    FAILED = "failed", "Failed"
+
+
+class TemplateOrigin(models.TextChoices):
+    BUILD = "build", "a build"
+    UPLOAD = "upload", "an upload"
+
+
 class HomeTemplate(models.Model):
-    """What a home directory is restored to: a squashfs in the store, and the digest of the tree in it."""
+    """What a home directory is restored to: a squashfs in the store, and the digest of the tree in it.
+
+        packing → proposed → accepted
+           │          └────→ refused
+           └→ failed
+
+    One from a build is accepted at once.
+    """
 
     SITE = "image__site"
     SHARED = True
+    TRANSITIONS: Mapping[str, Sequence[str]] = {
+        TemplateStatus.PROPOSED: [TemplateStatus.PACKING],
+        TemplateStatus.ACCEPTED: [TemplateStatus.PROPOSED],
+        TemplateStatus.REFUSED: [TemplateStatus.PROPOSED],
+        TemplateStatus.FAILED: [TemplateStatus.PACKING],
+    }
 
     image = models.ForeignKey(Image, on_delete=models.PROTECT, related_name="home_templates")
-    sha256 = models.CharField(max_length=64, validators=[hex_digest], help_text="Of the squashfs.")
-    bytes = models.PositiveBigIntegerField()
-    tree_digest = models.CharField(max_length=64, validators=[hex_digest])
+    status = models.CharField(
+        max_length=10, choices=TemplateStatus.choices, default=TemplateStatus.ACCEPTED, editable=False
+    )
+    origin = models.CharField(
+        max_length=10, choices=TemplateOrigin.choices, default=TemplateOrigin.BUILD, editable=False
+    )
+    name = models.CharField(max_length=100, blank=True, help_text="Of the file that was uploaded.")
+    sha256 = models.CharField(max_length=64, blank=True, validators=[hex_digest], help_text="Of the squashfs.")
+    bytes = models.PositiveBigIntegerField(default=0)
+    tree_digest = models.CharField(max_length=64, blank=True, validators=[hex_digest])
+    details = models.JSONField(
+        default=dict, help_text="Of an upload: files, bytes, what may be secrets, the difference."
+    )
+    failure = models.TextField(blank=True, help_text="Why nothing came of it.")
+    reason = models.CharField(max_length=200, blank=True)
+    archive = models.UUIDField(null=True, editable=False, help_text="What was uploaded, as long as it is not packed.")
+    requested_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
+    decided_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
+    decided_at = models.DateTimeField(null=True)
     created_at = models.DateTimeField(default=timezone.now)
 
     objects = ScopedQuerySet["HomeTemplate"].as_manager()
 
     class Meta:
         ordering = ["image", "-created_at"]
-        constraints = [models.UniqueConstraint(fields=["image", "sha256"], name="home_template_unique_in_image")]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["image", "sha256"], condition=~models.Q(sha256=""), name="home_template_unique_in_image"
+            ),
+            status_constraint(TemplateStatus, "home_template_status_declared"),
+            status_constraint(TemplateOrigin, "home_template_origin_declared", "origin"),
+            models.CheckConstraint(
+                condition=~models.Q(status__in=["proposed", "accepted", "refused"]) | ~models.Q(sha256=""),
+                name="home_template_packed_is_in_the_store",
+            ),
+        ]
 
     def __str__(self) -> str:
-        return f"{self.image.slug} home {self.sha256[:12]}"
+        return f"{self.image.slug} home {self.sha256[:12] or self.name}"
 
 
 class Release(models.Model):

@@ -22,7 +22,16 @@ from images import keeping, quota, tasks
 from images.builder.change import Change
 from images.builder.errors import RecipeError
 from images.builder.recipe import Recipe
-from images.models import HomeTemplate, Image, ImageFile, ImageHook, ImageVersion, Release, VersionStatus
+from images.models import (
+    HomeTemplate,
+    Image,
+    ImageFile,
+    ImageHook,
+    ImageVersion,
+    Release,
+    TemplateOrigin,
+    VersionStatus,
+)
 
 Actor = User | AnonymousUser
 M = TypeVar("M", bound=models.Model)
@@ -45,7 +54,7 @@ def require(actor: Actor, right: Right, row: models.Model) -> None:
         )
 
 
-def _by(actor: Actor) -> User | None:
+def by(actor: Actor) -> User | None:
     return actor if isinstance(actor, User) else None
 
 
@@ -136,7 +145,7 @@ def _queue(version: ImageVersion, actor: Actor, reason: str, action: str, **deta
             raise WrongState(f"{waiting} is queued already, with the same recipe.", hint="Wait for it, or cancel it.")
     quota.require_room(image)
     version.number = (ImageVersion.objects.filter(image=image).aggregate(last=Max("number"))["last"] or 0) + 1
-    version.reason, version.requested_by = reason.strip()[:200], _by(actor)
+    version.reason, version.requested_by = reason.strip()[:200], by(actor)
     version.save(force_insert=True)
     audit.record(action, version, site=image.site, actor=actor, reason=version.reason, **detail)
     if not (version.change and version.change["by_hand"]):
@@ -166,20 +175,23 @@ def release(version: ImageVersion, client_class: ClientClass, actor: Actor, reas
             f"{version} cannot be released: it is {version.get_status_display().lower()}.",
             hint="Only a ready version can.",
         )
-    current = _current(client_class)
+    current = current_of(client_class)
     keeping.require_files(version)
     if current and current.version_id == version.pk:
         raise WrongState(f"{version} is what {client_class} boots already.", hint="There is nothing to do.")
     assert version.contents is not None  # the database allows no ready version without
-    home = HomeTemplate.objects.get(image=version.image, sha256=version.contents.home.sha256)
-    return _release(current, Release(client_class=client_class, version=version, home=home), actor, reason, "released")
+    if current and current.version.image_id == version.image_id and current.home.origin != TemplateOrigin.BUILD:
+        home = current.home  # somebody chose it for this class; a new version is no reason to take it away
+    else:
+        home = HomeTemplate.objects.get(image=version.image, sha256=version.contents.home.sha256)
+    return give(current, Release(client_class=client_class, version=version, home=home), actor, reason, "released")
 
 
 @transaction.atomic
 def roll_back(client_class: ClientClass, actor: Actor, reason: str = "") -> Release:
     """Give the class again what it booted before its current release. Asked again it goes back one further."""
     require(actor, Right.RELEASE, client_class)
-    current = _current(client_class)
+    current = current_of(client_class)
     effective = (current.restores or current) if current else None
     earlier = (
         Release.objects.filter(client_class=client_class, pk__lt=effective.pk).order_by("-pk").first()
@@ -192,19 +204,19 @@ def roll_back(client_class: ClientClass, actor: Actor, reason: str = "") -> Rele
     again = Release(
         client_class=client_class, version=earlier.version, home=earlier.home, restores=earlier.restores or earlier
     )
-    return _release(current, again, actor, reason, "rolled-back")
+    return give(current, again, actor, reason, "rolled-back")
 
 
-def _current(client_class: ClientClass) -> Release | None:
+def current_of(client_class: ClientClass) -> Release | None:
     """The current release, under the lock of its class: two releases at once come one after the other."""
     ClientClass.objects.select_for_update().get(pk=client_class.pk)
-    releases = Release.objects.select_related("version__image", "restores")
+    releases = Release.objects.select_related("version__image", "restores", "home")
     return releases.filter(client_class=client_class, current=True).first()
 
 
-def _release(current: Release | None, new: Release, actor: Actor, reason: str, action: str) -> Release:
+def give(current: Release | None, new: Release, actor: Actor, reason: str, action: str) -> Release:
     Release.objects.filter(client_class=new.client_class, current=True).update(current=False)
-    new.released_by, new.reason = _by(actor), reason.strip()[:200]
+    new.released_by, new.reason = by(actor), reason.strip()[:200]
     new.save(force_insert=True)
     audit.record(
         f"version.{action}",
@@ -214,6 +226,7 @@ def _release(current: Release | None, new: Release, actor: Actor, reason: str, a
         client_class=new.client_class.slug,
         digest=new.version.digest,
         replaces=str(current.version) if current else "",
+        home=new.home.tree_digest,
         reason=new.reason,
     )
     return new

@@ -2,7 +2,7 @@
 
 from celery import shared_task
 
-from images import builds, collecting
+from images import builds, collecting, homebuilds
 
 
 @shared_task
@@ -13,8 +13,16 @@ def build(version: int) -> None:
 
 
 @shared_task
+def pack_home(template: int) -> None:
+    """Pack what somebody uploaded as a home template."""
+    homebuilds.pack(template)
+
+
+@shared_task
 def tick() -> None:
     """End the builds whose worker is gone, send again for those whose message may be lost."""
+    for waiting in homebuilds.overdue():
+        pack_home.delay(waiting)
     builds.fail_lost()
     for waiting in builds.overdue():
         build.delay(waiting)

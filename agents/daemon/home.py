@@ -58,8 +58,8 @@ def file_digest(path: bytes | str) -> str:
     return digest.hexdigest()
 
 
-def record(tree: bytes, path: bytes, content: str | None = None) -> bytes:
-    """One entry's record; `content` is the SHA-256 of a file where it is known already."""
+def record(tree: bytes, path: bytes, content: str | None = None, owner: tuple[int, int] | None = None) -> bytes:
+    """One entry's record; `content` is the SHA-256 of a file where it is known already, `owner` who it is to belong to."""
     full = os.path.join(tree, path)
     entry = os.lstat(full)
     kind = TYPES[stat.S_IFMT(entry.st_mode)]
@@ -78,7 +78,8 @@ def record(tree: bytes, path: bytes, content: str | None = None) -> bytes:
     ]
     mode = format(stat.S_IMODE(entry.st_mode), "o")
     size = entry.st_size if kind == "f" else 0
-    fields = [text(path), kind, mode, entry.st_uid, entry.st_gid, size, content, xattrs]
+    uid, gid = owner or (entry.st_uid, entry.st_gid)
+    fields = [text(path), kind, mode, uid, gid, size, content, xattrs]
     line = json.dumps(fields, ensure_ascii=False, separators=(",", ":")) + "\n"
     return line.encode("utf-8", "surrogateescape")
 
@@ -98,17 +99,17 @@ def text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def tree_digest(tree: str, contents: Mapping[bytes, str] | None = None) -> str:
+def tree_digest(tree: str, contents: Mapping[bytes, str] | None = None, owner: tuple[int, int] | None = None) -> str:
     """Hex SHA-256 over the records of all entries of `tree` (docs/protocol.md, Tree digest).
 
     `contents` maps relative paths to the SHA-256 of their content, where that is proved otherwise; everything
-    else is read. Raises OSError for a tree that cannot be read or changes meanwhile.
+    else is read. `owner` (uid, gid) is who all of it is to belong to, whoever has it now. Raises OSError for a tree that cannot be read or changes meanwhile.
     """
     root = os.fsencode(tree)
     known = contents or {}
     digest = hashlib.sha256()
     for path in entries(root):
-        digest.update(record(root, path, known.get(path)))
+        digest.update(record(root, path, known.get(path), owner))
     return digest.hexdigest()
 
 

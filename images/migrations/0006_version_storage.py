@@ -5,7 +5,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('images', '0004_derived_versions'),
+        ('images', '0005_home_templates_of_people'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
