@@ -69,8 +69,7 @@ class VersionSerializer(serializers.ModelSerializer[ImageVersion]):
         model = ImageVersion
         fields = [
             *("id", "image", "name", "number", "status", "reason", "parent", "change", "digest", "sizes", "failure"),
-            "storage",
-            *("requested_at", "started_at", "finished_at"),
+            *("storage", "requested_at", "started_at", "finished_at"),
         ]
 
     @extend_schema_field({"type": "object", "additionalProperties": {"type": "integer"}})

@@ -26,6 +26,7 @@ from images.builder.manifest import Manifest
 from images.builder.recipe import Recipe
 from images.builder.store import Store
 from images.follower import Cancelled, Follower
+from images.keeping import artefacts_in
 from images.models import BuildStep, HomeTemplate, ImageVersion, Storage, VersionStatus
 
 log = logging.getLogger(__name__)
@@ -114,10 +115,11 @@ def _build(version: ImageVersion, tell: Callable[[str], object], place: Path | N
 def _unchanged(version: ImageVersion, recipe: Recipe, where: director.Context, follower: Follower) -> Manifest | None:
     """What the last build gave, if this one would give the same; notes what this one is built from."""
     version.provenance = director.provenance(recipe, where)  # before, not after: what appears meanwhile is not in it
-    ready = ImageVersion.objects.filter(image=version.image, status=VersionStatus.READY, parent=None)
-    ready = ready.filter(storage=Storage.FILES)
+    ready = ImageVersion.objects.filter(
+        image=version.image, status=VersionStatus.READY, parent=None, storage=Storage.FILES
+    )
     last = ready.exclude(provenance="").filter(provenance=version.provenance).order_by("-number").first()
-    if last is None:
+    if last is None or not all(where.store.touch(sha256) for sha256, _ in artefacts_in(last.manifest)):
         return None
     with follower.step("compare", f"Compare with {last}") as step:
         step.output(f"Recipe, archives and builder are those of {last}, so this version is the same.\n")

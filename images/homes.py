@@ -17,7 +17,7 @@ from fleet.models import ClientClass
 from fleet.queue import enqueue
 from fleet.roles import Right
 from fleet.transitions import move
-from images import homebuilds, services, tasks
+from images import homebuilds, keeping, services, tasks
 from images.models import HomeTemplate, Image, Release, TemplateOrigin, TemplateStatus
 
 MOST_BYTES = 2 << 30  # of an archive as it comes
@@ -86,6 +86,7 @@ def use(row: HomeTemplate, client_class: ClientClass, actor: services.Actor, rea
             f"{row} cannot be used: it is {row.get_status_display().lower()}.", hint="Only an accepted template can."
         )
     current = services.current_of(client_class)
+    keeping.require_template(row)
     if current is None or current.version.image_id != row.image_id:
         raise OperatorError(
             f"{client_class} boots {current.version if current else 'nothing'}, and {row} is a home of {row.image}.",

@@ -65,12 +65,11 @@ def _behind(history: list[Release]) -> list[Release]:
 
 @register
 def _parents() -> Iterator[tuple[int, str]]:
-    """What a version that waits or builds is derived from, by whichever field says so."""
+    """What a version that waits or builds is derived from."""
     under_way = ImageVersion.objects.filter(status__in=(VersionStatus.QUEUED, VersionStatus.BUILDING))
-    for field in ImageVersion._meta.concrete_fields:
-        if field.related_model is ImageVersion:
-            for version in under_way.filter(**{f"{field.name}__isnull": False}).select_related("image"):
-                yield getattr(version, field.attname), f"{version} is derived from it"
+    for version in under_way.filter(parent__isnull=False).select_related("image"):
+        assert version.parent_id is not None
+        yield version.parent_id, f"{version} is derived from it"
 
 
 @transaction.atomic
@@ -88,6 +87,20 @@ def require_files(version: ImageVersion) -> None:
         raise WrongState(
             f"{version} was forgotten, its artefacts may be gone.",
             hint="Build it again, or import it from where it was exported to.",
+        )
+
+
+@transaction.atomic
+def require_template(template: HomeTemplate) -> None:
+    """Refuse a home template that went, or may go, with the versions it came from. Raises WrongState."""
+    versions = ImageVersion.objects.select_for_update().filter(
+        image=template.image_id, manifest__home__sha256=template.sha256
+    )
+    kept = list(versions.values_list("storage", flat=True))
+    if kept and Storage.FILES not in kept:
+        raise WrongState(
+            f"{template} belongs to versions that are archived or forgotten.",
+            hint="Restore one of them, or build another.",
         )
 
 
@@ -130,8 +143,7 @@ class Claims:
                     self._claim(self.chunks, sha256, str(version))
         kept_releases = Release.objects.exclude(version__storage=Storage.NOTHING)
         in_use = set(kept_releases.values_list("home_id", flat=True))
-        packed = HomeTemplate.objects.exclude(sha256="").exclude(status=TemplateStatus.REFUSED)
-        for template in packed.select_related("image"):
+        for template in HomeTemplate.objects.exclude(sha256="").select_related("image"):
             if template.pk in in_use or template.sha256 not in named:
                 self._claim(self.files, template.sha256, str(template))
                 self.bytes[template.sha256] = template.bytes

@@ -58,7 +58,7 @@ def use(images: QuerySet[Image]) -> Use:
                 row.own += sizes[sha256]
             else:
                 row.shared += sizes[sha256]
-    templates = HomeTemplate.objects.filter(image__in=images).values_list("sha256", "bytes")
+    templates = HomeTemplate.objects.filter(image__in=images).exclude(sha256="").values_list("sha256", "bytes")
     found.bytes += sum({**dict(templates), **sizes}.values())
     return found
 

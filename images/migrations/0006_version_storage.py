@@ -1,5 +1,4 @@
-"""How the artefacts of a version are kept."""
-
+from django.conf import settings
 from django.db import migrations, models
 
 
@@ -7,6 +6,7 @@ class Migration(migrations.Migration):
 
     dependencies = [
         ('images', '0005_home_templates_of_people'),
+        migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
     operations = [

@@ -1,6 +1,6 @@
 """What it takes to bring a version with one small package more to a store that has the version before it.
 
-Real artefacts: a built image and a version derived from it. The file that ``manage.py store export --have`` writes is measured and taken in by the other store.
+Real artefacts: a built image, and a version derived from it. The file that ``manage.py store export --have`` writes is measured and taken in by the other store.
 """
 
 from __future__ import annotations

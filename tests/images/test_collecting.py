@@ -16,7 +16,7 @@ from django.utils import timezone
 from agents.models import BootSession, SessionStatus
 from fleet.exceptions import Forbidden, WrongState
 from fleet.models import Admission, AuditEntry, ClientClass
-from images import collecting, keeping, services, storing
+from images import collecting, homes, keeping, services, storing
 from images.builder.chunks import Archive
 from images.builder.errors import BuildError
 from images.builder.store import Artefact, Store
@@ -399,3 +399,31 @@ def test_a_site_of_its_own_class_holds_as_any(world: World, store: Store) -> Non
     world.otto.is_superuser = True
     release(version, lab, world.otto)
     assert keeping.holds() == {version.pk: ["Lab boots it"]}
+
+
+def test_what_a_waiting_version_is_derived_from_is_kept_and_nothing_is_derived_from_the_forgotten(
+    world: World, store: Store
+) -> None:
+    parent = stored_version(make_image(world.clubroom), store)
+    derived = services.request_derived(parent, {"install": ["tree"]}, world.vera)
+    assert "gamer-2 is derived from it" in refused(parent, world)
+    age(store)
+    assert collecting.collect(store).files == 0
+    services.cancel_build(derived, world.vera)
+    assert collecting.collect(store).files == 5
+    with pytest.raises(WrongState, match="gamer-1 was forgotten"):
+        services.request_derived(parent, {"install": ["tree"]}, world.vera)
+
+
+def test_a_template_that_went_with_its_version_is_given_to_nobody(world: World, store: Store) -> None:
+    image = make_image(world.clubroom)
+    old, new = stored_version(image, store, "old"), stored_version(image, store, "new")
+    release(new, world.gamer, world.otto)
+    home = HomeTemplate.objects.get(sha256=paths(store, old)["home"].name)
+    storing.forget(old, world.vera)
+    with pytest.raises(WrongState, match="archived or forgotten"):
+        homes.use(home, world.gamer, world.otto)
+    ImageVersion.objects.filter(pk=old.pk).update(storage=Storage.FILES)
+    homes.use(home, world.gamer, world.otto)
+    age(store)
+    assert collecting.collect(store).files == 0
