@@ -14,7 +14,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from fleet.exceptions import WrongState
-from images.models import HomeTemplate, ImageVersion, Release, Storage, TemplateStatus, VersionStatus
+from images.models import HomeTemplate, ImageVersion, Release, Storage, VersionStatus
 
 Holder = Callable[[], Iterable[tuple[int, str]]]
 _holders: list[Holder] = []
