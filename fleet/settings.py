@@ -155,6 +155,11 @@ CELERY_BEAT_SCHEDULE = {
         for queue in ("default", "sender", "builds")
     },
     "builds": {"task": "images.tasks.tick", "schedule": 10.0, "options": {"expires": 10, "queue": "default"}},
+    "upgrades": {
+        "task": "images.tasks.look_for_all_upgrades",
+        "schedule": crontab(minute=20),  # each version once a day; hourly, for servers that are off at night
+        "options": {"expires": 1800},
+    },
     "store": {
         "task": "images.tasks.collect",
         "schedule": crontab(hour=4, minute=30),

@@ -18,6 +18,7 @@ from fleet.exceptions import OperatorError
 from fleet.models import ClientClass
 from fleet.roles import Right
 from images import homes, quota, services
+from images.bill import bill_of_materials
 from images.models import HomeTemplate, Image, ImageFile, ImageHook, ImageVersion, Release, VersionStatus
 from images.storage_admin import StorageOrders, storage_of, storage_page
 
@@ -171,7 +172,7 @@ class ImageAdmin(OrderAdmin[Image]):
 
 @admin.register(ImageVersion)
 class ImageVersionAdmin(StorageOrders, OrderAdmin[ImageVersion]):
-    orders = ("release", "derive", "cancel", "retry", "forget", "archive", "restore")
+    orders = ("release", "derive", "upgrades", "cancel", "retry", "forget", "archive", "restore")
     list_display = ["__str__", "image", "status", "requested_at", "requested_by", "reason"]
     list_filter = ["status", "image"]
     search_fields = ["image__slug", "image__name", "digest", "reason"]
@@ -179,7 +180,19 @@ class ImageVersionAdmin(StorageOrders, OrderAdmin[ImageVersion]):
 
     def get_urls(self) -> list[URLPattern]:
         live = self.admin_site.admin_view(self.live_view)
-        return [path("<int:pk>/live/", live, name="images_imageversion_live"), *super().get_urls()]
+        bill = self.admin_site.admin_view(self.bill_view)
+        return [
+            path("<int:pk>/live/", live, name="images_imageversion_live"),
+            path("<int:pk>/sbom/", bill, name="images_imageversion_sbom"),
+            *super().get_urls(),
+        ]
+
+    def bill_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """The bill of materials, to download."""
+        try:
+            return bill_of_materials(self.row(request, pk))
+        except OperatorError as error:
+            raise Http404(str(error)) from error
 
     def _steps(self, version: ImageVersion, after: int = 0) -> dict[str, Any]:
         """What the page shows of a build; steps up to number ``after`` are there already."""
@@ -208,6 +221,11 @@ class ImageVersionAdmin(StorageOrders, OrderAdmin[ImageVersion]):
         client_class = _chosen_class(request)
         services.release(version, client_class, actor(request), request.POST.get("reason", ""))
         self.message_user(request, f"{client_class} boots {version} from its next boot on.", messages.SUCCESS)
+        return version
+
+    def order_upgrades(self, request: HttpRequest, version: ImageVersion) -> ImageVersion:
+        services.look_for_upgrades(version, actor(request))
+        self.message_user(request, "A worker looks for upgrades; reload this page in a moment.", messages.SUCCESS)
         return version
 
     def order_derive(self, request: HttpRequest, version: ImageVersion) -> ImageVersion:

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from django.http import HttpResponse
 from django_filters import rest_framework as filters
+from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema, extend_schema_field
 from rest_framework import serializers, status
 from rest_framework.decorators import action
@@ -15,6 +17,7 @@ from fleet.api.filters import Filters, SiteFilters
 from fleet.api.scoped import ScopedViewSet
 from fleet.models import ClientClass
 from images import homes, quota, services, storing
+from images.bill import bill_of_materials
 from images.models import (
     BuildStep,
     HomeTemplate,
@@ -90,10 +93,11 @@ class VersionDetailSerializer(VersionSerializer):
     steps = StepSerializer(many=True)
     recipe = serializers.JSONField()
     manifest = serializers.JSONField()
+    upgrades = serializers.JSONField()
 
     class Meta:
         model = ImageVersion
-        fields = [*VersionSerializer.Meta.fields, "recipe", "manifest", "steps"]
+        fields = [*VersionSerializer.Meta.fields, "recipe", "manifest", "upgrades", "steps"]
 
 
 class ReleaseSerializer(serializers.ModelSerializer[Release]):
@@ -256,6 +260,20 @@ class VersionViewSet(ScopedViewSet[ImageVersion]):
     def restore(self, request: Request, pk: str) -> Response:
         """Have an archived version made files again, which takes less than a minute; then it can be released."""
         return self._kept(storing.restore, request, status.HTTP_202_ACCEPTED)
+
+    @extend_schema(request=None, responses={202: VersionSerializer})
+    @action(detail=True, methods=["post"])
+    def upgrades(self, request: Request, pk: str) -> Response:
+        """Have a worker look which packages have newer versions; `upgrades` of the version tells when it has."""
+        version = self.get_object()
+        services.look_for_upgrades(version, request.user)
+        return Response(VersionSerializer(version).data, status=status.HTTP_202_ACCEPTED)
+
+    @extend_schema(responses={(200, "application/vnd.cyclonedx+json"): OpenApiTypes.OBJECT})
+    @action(detail=True, methods=["get"])
+    def sbom(self, request: Request, pk: str) -> HttpResponse:
+        """The bill of materials: CycloneDX 1.5."""
+        return bill_of_materials(self.get_object())
 
     def _kept(self, give: Callable[..., None], request: Request, code: int = status.HTTP_200_OK) -> Response:
         version = self.get_object()

@@ -18,6 +18,7 @@ from images.builder.recipe import Recipe
 from images.builder.run import Runner
 from images.builder.store import Artefact
 from images.models import HomeTemplate, Image, ImageVersion, Storage, TemplateStatus, VersionStatus
+from images.unwatched import Unwatched
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def pack(pk: int) -> None:
             if not archive.is_file():
                 raise BuildError("what was uploaded is gone; upload it again")
             old, recipe = Artefact(before.sha256, before.bytes), Recipe.from_dict(version.recipe)
-            run = Runner(_Logged(str(row)))
+            run = Runner(Unwatched(str(row)))
             made = template.make(archive, recipe, old, where.store, where.work, where.daemon, run)
         except RecipeError as error:
             _fail(row, str(error).removeprefix("archive: "))
@@ -90,21 +91,3 @@ def overdue() -> list[int]:
         if path.name not in wanted and old:
             path.unlink(missing_ok=True)
     return list(packing.filter(created_at__lt=timezone.now() - SEND_AGAIN).values_list("pk", flat=True))
-
-
-class _Logged:
-    """A step nobody watches: what goes wrong stands in the template's row."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def command(self, argv: object) -> None:
-        log.debug("%s: %s", self._what, argv)
-
-    def output(self, text: str) -> None:
-        log.debug("%s: %s", self._what, text.rstrip())
-
-    def exited(self, exit_code: int) -> None:
-        log.debug("%s: ended with %s", self._what, exit_code)
-
-    def progress(self, done: int, total: int) -> None: ...

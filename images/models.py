@@ -243,6 +243,9 @@ class ImageVersion(models.Model):
     failure = models.TextField(blank=True, help_text="What failed, and the command to replay it.")
     storage = models.CharField(max_length=10, choices=Storage.choices, default=Storage.FILES, editable=False)
     chunk_bytes = models.PositiveBigIntegerField(default=0, editable=False, help_text="What archiving it added.")
+    upgrades = models.JSONField(
+        null=True, editable=False, help_text="Packages with newer versions (images/upgrades.py)."
+    )
 
     objects = ScopedQuerySet["ImageVersion"].as_manager()
 

@@ -153,6 +153,12 @@ def _queue(version: ImageVersion, actor: Actor, reason: str, action: str, **deta
     return version
 
 
+def look_for_upgrades(version: ImageVersion, actor: Actor) -> None:
+    """Send for a worker that looks which packages of a ready version have newer ones. It changes nothing, so it is not audited."""
+    may_change(version, actor)
+    enqueue(tasks.look_for_upgrades, version.pk)
+
+
 @transaction.atomic
 def cancel_build(version: ImageVersion, actor: Actor, reason: str = "") -> None:
     """Cancel a version that is queued or building; its worker sees it within a second and removes what it made."""

@@ -2,7 +2,7 @@
 
 from celery import shared_task
 
-from images import builds, collecting, homebuilds
+from images import builds, collecting, homebuilds, upgrades
 
 
 @shared_task
@@ -28,6 +28,19 @@ def tick() -> None:
         build.delay(waiting)
     for waiting in collecting.overdue():
         restore.delay(waiting)
+
+
+@shared_task
+def look_for_upgrades(version: int) -> None:
+    """Look up which packages of the version with this primary key have newer versions."""
+    upgrades.look(version)
+
+
+@shared_task
+def look_for_all_upgrades() -> None:
+    """Send for a look at each version that classes boot."""
+    for version in upgrades.due():
+        look_for_upgrades.delay(version)
 
 
 @shared_task

@@ -15,6 +15,7 @@ from pathlib import Path
 from images.builder import apart, initrd, maintenance, rootplan
 from images.builder.change import Change
 from images.builder.chroot import furnish, inside, trim
+from images.builder.chroot.family import Upgrade
 from images.builder.errors import DiskFull
 from images.builder.families import FAMILIES
 from images.builder.manifest import Manifest
@@ -107,6 +108,16 @@ def provenance(recipe: Recipe, context: Context) -> str:
             if path.is_file() and "__pycache__" not in path.parts:
                 digest.update(f"\0{path.relative_to(top)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def pending(manifest: Manifest, recipe: Recipe, context: Context, steps: Steps) -> tuple[Upgrade, ...]:
+    """The packages of a version for which its archives have newer ones by now, by the family's own reckoning."""
+    family = FAMILIES[recipe.family]
+    with scratch(context.work) as work, _Build(steps, work).step("upgrades", "Look for upgrades") as run:
+        tree = work / "tree"
+        root = context.store.require(manifest.root)
+        run(["unsquashfs", "-quiet", "-no-progress", "-no-xattrs", "-dest", str(tree), str(root), *family.database])
+        return family.pending(recipe, tree, context.work / "apt", run)
 
 
 def derive(

@@ -13,7 +13,8 @@ import pytest
 
 from images.builder.change import Change
 from images.builder.chroot import furnish, rpm
-from images.builder.director import Context, build
+from images.builder.chroot.family import Upgrade
+from images.builder.director import Context, build, pending
 from images.builder.errors import RecipeError
 from images.builder.manifest import Manifest
 from images.builder.recipe import Hook, Recipe, RecipeFile
@@ -207,6 +208,15 @@ def test_a_tree_is_upgraded_and_loses_and_gets_packages_from_where_it_came(root:
     with pytest.raises(RecipeError, match="has no package no-such-toy"):
         change(root, run, install=["no-such-toy"])
     assert str(root) not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_what_the_repository_has_newer_is_pending(
+    built: tuple[Manifest, Store, Silent], recipe: Recipe, repository: Path, tmp_path: Path
+) -> None:
+    context = Context(tmp_path / "work", built[1], DAEMON)
+    rpms.rpm(rpms.GAME_SPEC.format(version="3.0"), repository)
+    rpms.index(repository)
+    assert pending(built[0], recipe, context, Silent()) == (Upgrade("game", "1.0-1", "3.0-1", security=False),)
 
 
 def test_signed_packages_are_taken_with_their_key(signed: Recipe, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def chosen(model: type[models.Model]) -> list[str]:
 def everything(world: World) -> None:
     """One row at least of each model that has choices."""
     client = make_client(world.clubroom, client_class=world.gamer)
-    make_version(make_image(world.clubroom), VersionStatus.QUEUED)
+    make_version(make_image(world.clubroom))  # with its home template
     make_restore(world, client)
 
 

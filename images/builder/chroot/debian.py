@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 import re
-import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from images.builder.chroot import inside, snapshot, trim
+from images.builder.chroot import apt, snapshot, trim
 from images.builder.chroot import sources as archives
-from images.builder.chroot.family import Package
+from images.builder.chroot.family import Package, Upgrade
 from images.builder.chroot.sources import sources
 from images.builder.errors import BuildError, RecipeError, refuse_unless
 from images.builder.run import CommandFailed, Runner
@@ -44,12 +40,6 @@ Description: stands in for an initramfs generator
  Stateless clients boot an initrd that their server builds.
 """
 
-DOCUMENTS = (
-    "path-exclude=/usr/share/doc/*",
-    "path-include=/usr/share/doc/*/copyright",
-    "path-exclude=/usr/share/lintian/*",
-)
-
 LEAVINGS = trim.Leavings(
     units=("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer"),
     emptied=("var/cache/apt", "var/lib/apt/lists", "var/log/apt"),
@@ -73,15 +63,8 @@ _UNKNOWN = re.compile(
     r"|Version '[^']*' for '(?P<version>[^']+)' was not found"
     r"|Couldn't find any package by (?:glob|regex) '(?P<pattern>[^']+)')"
 )
-# What apt calls in place of dpkg. Paths of archives lose the way to the tree; descriptors (--status-fd) are inherited.
-_DPKG = """\
-#!/bin/sh
-for word in "$@"; do
-    shift
-    set -- "$@" "${{word#{tree}}}"
-done
-exec {enter} dpkg "$@"
-"""
+# Inst bash [5.2.15-2+b1] (5.2.15-2+b7 Debian-Security:12/stable-security [amd64])
+_INST = re.compile(r"Inst (?P<name>\S+) \[(?P<old>[^]]+)\] \((?P<new>\S+) (?P<from>[^[)]*)")
 _NOT_INSTALLED = re.compile(r"Package '(?P<name>[^']+)' is not installed, so not removed")
 _TO_INSTALL = re.compile(r"(\d+) upgraded, (\d+) newly installed")
 _MOVES = ("Unpacking ", "Setting up ")
@@ -123,8 +106,8 @@ class Distribution:
             *("mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--verbose"),
             f"--include={','.join(wanted)}",
             '--aptopt=Apt::Install-Recommends "false"',
-            *(f"--aptopt={line}" for line in _proxies(run)),
-            *(f"--dpkgopt={option}" for option in (*DOCUMENTS, "force-unsafe-io")),
+            *(f"--aptopt={line}" for line in apt.proxies(run)),
+            *(f"--dpkgopt={option}" for option in (*apt.DOCUMENTS, "force-unsafe-io")),
             f'--essential-hook=dpkg --root="$1" --log=/dev/null --install {stand_in}',
             *(recipe.suite, str(tree), str(listed)),
         ]
@@ -141,25 +124,43 @@ class Distribution:
 
         The host's apt finds and fetches; dpkg, and with it all code of packages, runs in the tree without a network.
         """
-        apt = _Apt(sources(recipe, archive=self.archive), tree, cache, run)
+        get = apt.Apt(sources(recipe, archive=self.archive), tree, cache, run)
         follow = _Progress(run)
         try:
-            apt("update")
+            get("update")
             if wanted.remove:
-                apt("purge", "--autoremove", *wanted.remove, watch=follow)
+                get("purge", "--autoremove", *wanted.remove, watch=follow)
             if follow.absent:
                 raise RecipeError("remove", f"{follow.absent} cannot be removed: it is not installed")
             if wanted.upgrade:
-                apt("dist-upgrade", watch=follow)
+                get("dist-upgrade", watch=follow)
             if wanted.install:
-                apt("install", *wanted.install, watch=follow)
+                get("install", *wanted.install, watch=follow)
             if old := _older_kernels(tree, run):
-                apt("purge", *old)
+                get("purge", *old)
         except CommandFailed as error:
             if follow.unknown:
                 field = "remove" if follow.unknown in wanted.remove else "install"
                 raise RecipeError(field, _no_package(recipe, follow.unknown)) from error
             raise
+
+    @property
+    def database(self) -> tuple[str, ...]:
+        """Where dpkg and apt keep what is installed, as `Family.database`."""
+        return ("var/lib/dpkg/status", "var/lib/dpkg/arch", "var/lib/apt/extended_states")
+
+    def pending(self, recipe: Recipe, tree: Path, cache: Path, run: Runner) -> tuple[Upgrade, ...]:
+        """What apt would upgrade, as `Family.pending`."""
+        get = apt.Apt(sources(recipe, archive=self.archive), tree, cache, run)
+        found: list[Upgrade] = []
+
+        def read(line: str) -> None:
+            if match := _INST.match(line):
+                found.append(Upgrade(match["name"], match["old"], match["new"], "security" in match["from"].lower()))
+
+        get("update")
+        get("--simulate", "dist-upgrade", watch=read)
+        return tuple(sorted(found, key=lambda upgrade: upgrade.name))
 
     def snapshot(self, recipe: Recipe) -> str:
         """SHA-256 over the InRelease files of the recipe's archives, as `Family.snapshot`."""
@@ -189,64 +190,6 @@ class Distribution:
 
 DEBIAN = Distribution("Debian", KERNELS, archives.DEBIAN)
 UBUNTU = Distribution("Ubuntu", dict.fromkeys(KERNELS, "linux-image-generic"), archives.UBUNTU)
-
-
-class _Apt:
-    """The host's apt-get on a tree: `apt("install", "tmux")`."""
-
-    def __init__(self, listed: list[archives.Source], tree: Path, cache: Path, run: Runner) -> None:
-        self._run = run
-        self._tree = tree
-        place = tree.with_name("apt")
-        self._lists = cache / hashlib.sha256("\n".join(map(str, listed)).encode()).hexdigest()[:16] / "lists"
-        for directory in (place / "sources.d", place / "empty", self._lists / "partial"):
-            directory.mkdir(parents=True, exist_ok=True)
-        (tree / "var/cache/apt/archives/partial").mkdir(parents=True, exist_ok=True)
-        (place / "sources.d/recipe.sources").write_text("\n".join(map(str, listed)))
-        dpkg = place / "dpkg"
-        dpkg.write_text(_DPKG.format(enter=shlex.join(inside.entering(tree)), tree=shlex.quote(str(tree))))
-        dpkg.chmod(0o755)
-        options = {
-            "Dir": f"{tree}/",
-            # The host's own settings stay the host's: its hooks after dpkg, for one, are for itself.
-            "Dir::Etc::main": "/dev/null",
-            "Dir::Etc::parts": f"{place}/empty",
-            "Dir::Etc::SourceList": "/dev/null",
-            "Dir::Etc::SourceParts": f"{place}/sources.d",
-            "Dir::Etc::Trusted": "/etc/apt/trusted.gpg",
-            "Dir::Etc::TrustedParts": "/etc/apt/trusted.gpg.d",
-            "Dir::State::Lists": str(self._lists),
-            "Dir::Cache": f"{self._lists.parent}/",
-            "Dir::Cache::archives": f"{tree}/var/cache/apt/archives",
-            "Dir::Log": f"{place}/empty",
-            "Dir::Bin::dpkg": str(dpkg),
-            "APT::Install-Recommends": "false",
-            "APT::Sandbox::User": "root",  # the lists are below a directory that only root reads
-            "Acquire::Languages": "none",
-        }
-        lines = [f'{name} "{value}";' for name, value in options.items()]
-        chosen = (*DOCUMENTS, "force-unsafe-io", "force-confdef", "force-confold")
-        lines += [f'DPkg::Options:: "--{option}";' for option in chosen]
-        # Else apt would ask dpkg some twenty times for what does not change.
-        database = ["dpkg", f"--admindir={tree / 'var/lib/dpkg'}"]
-        known = [
-            *run(["dpkg", "--print-architecture"]).split(),
-            *run([*database, "--print-foreign-architectures"]).split(),
-        ]
-        lines += [f'APT::Architectures:: "{architecture}";' for architecture in known]
-        lines += _proxies(run)
-        (place / "apt.conf").write_text("\n".join(lines) + "\n")
-        self._argv = ["env", f"APT_CONFIG={place}/apt.conf", "apt-get", "--yes", "--quiet"]
-
-    def __call__(self, *words: str, watch: Callable[[str], object] | None = None) -> None:
-        # Builds side by side have these lists in common; apt does not wait for their lock, so we do.
-        lock = os.open(self._lists, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            with inside.no_services(self._tree):
-                self._run([*self._argv, *words], watch=watch)
-        finally:
-            os.close(lock)
 
 
 def _older_kernels(tree: Path, run: Runner) -> list[str]:
@@ -299,10 +242,3 @@ def _stand_in(directory: Path, run: Runner) -> Path:
     run(["dpkg-deb", "--root-owner-group", "--build", str(directory), str(package)])
     shutil.rmtree(directory)
     return package
-
-
-def _proxies(run: Runner) -> list[str]:
-    """The host's proxies for apt, which reads none of the host's apt.conf here."""
-    names = ("Acquire::http::Proxy", "Acquire::https::Proxy")
-    lines = run(["apt-config", "dump", *names]).splitlines()
-    return [line for line in lines if line.startswith(names) and not line.endswith('"";')]

@@ -23,6 +23,16 @@ class Package:
     architecture: str
 
 
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """A package of a version for which its archives have a newer one by now."""
+
+    name: str
+    installed: str
+    available: str
+    security: bool
+
+
 class Family(Protocol):
     """A module or an object with these names; what all families share is in furnish.py and trim.py.
 
@@ -61,6 +71,13 @@ class Family(Protocol):
 
     def snapshot(self, recipe: Recipe) -> str:
         """Names the present state of the recipe's archives (snapshot.py); "" when it cannot be known."""
+
+    @property
+    def database(self) -> tuple[str, ...]:
+        """Relative paths of a tree that say what is installed, as far as `pending` needs it; not all need be there."""
+
+    def pending(self, recipe: Recipe, tree: Path, cache: Path, run: Runner) -> tuple[Upgrade, ...]:
+        """What upgrading all packages would upgrade, sorted by name; of the tree only `database` is there."""
 
     def packages(self, tree: Path, run: Runner) -> tuple[Package, ...]:
         """What is installed in the tree, sorted by name."""

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from images.builder.chroot import inside, rpmdb, trim
 from images.builder.chroot import snapshot as states
-from images.builder.chroot.family import Package
+from images.builder.chroot.family import Package, Upgrade
 from images.builder.errors import RecipeError, refuse_unless
 from images.builder.run import CommandFailed, Runner
 from images.builder.volatile import parse_rules
@@ -88,6 +88,7 @@ _SCRIPT = re.compile(r"Error in (\w+) scriptlet in rpm package (\S+)")
 _NOT_CHECKED = re.compile(
     r"Package (\S+) is not signed|GPG key .* is not correct|Public key for (\S+) is not installed"
 )
+_NEWER = re.compile(r"(?m)^(\S+)\.\S+ +(\S+) +recipe-\d+ *$")  # game.noarch  2.0-1  recipe-1
 _DOWNLOADED = re.compile(r"\((\d+)/(\d+)\): ")
 _MOVED = re.compile(
     r" +(?:Installing|Upgrading|Downgrading|Reinstalling|Obsoleting|Erasing|Cleanup) +:.* (\d+)/(\d+) *$"
@@ -137,6 +138,30 @@ def change(recipe: Recipe, tree: Path, wanted: Change, cache: Path, run: Runner)
         _dnf(tree, "upgrade", (), run)
     if wanted.install:
         _dnf(tree, "install", wanted.install, run)
+
+
+database = (rpmdb.PATH, _REPOSITORIES.lstrip("/"), _RELEASE.lstrip("/"), KEYS.lstrip("/"))
+
+
+def pending(recipe: Recipe, tree: Path, cache: Path, run: Runner) -> tuple[Upgrade, ...]:
+    """What dnf would upgrade, as `Family.pending`; of security is what the repositories' own advisories say is."""
+    installed = {package.name: package.version for package in packages(tree, run)}
+    newer, security = (_check_update(tree, options, run) for options in ((), ("--security",)))
+    return tuple(
+        Upgrade(name, installed.get(name, ""), version, name in security) for name, version in sorted(newer.items())
+    )
+
+
+def _check_update(tree: Path, options: Sequence[str], run: Runner) -> dict[str, str]:
+    """Names and versions; dnf ends with 100 when there are some."""
+    try:
+        _dnf(tree, "check-update", options, run)
+    except CommandFailed as error:
+        if error.exit_code != 100:
+            raise
+        listed, _, _ = error.output.partition("\nObsoleting Packages")
+        return {match[1]: match[2] for match in _NEWER.finditer(listed)}
+    return {}
 
 
 def snapshot(recipe: Recipe) -> str:
@@ -201,7 +226,7 @@ def _dnf(tree: Path, verb: str, names: Sequence[str], run: Runner) -> None:
     try:
         inside.run_beside(tree, argv, run, follow)
     except CommandFailed as error:
-        if error.exit_code > 0:
+        if error.exit_code > 0 and (verb, error.exit_code) != ("check-update", 100):
             follow.refuse(verb, repositories, error)
         raise
     finally:

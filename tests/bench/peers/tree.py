@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from images.builder import squashfs
-from images.builder.chroot import debian, sources
+from images.builder.chroot import apt, debian, sources
 from images.builder.recipe import Recipe
 from tests.bench.report import progress
 
@@ -58,7 +58,7 @@ def built(system: System, cache: Path) -> Path:
         "measure": [(GUEST / name).read_text() for name in MEASURE],
         "autologin": AUTOLOGIN,
         "pack": squashfs.command(Path("tree"), Path("root"), _EPOCH),
-        "options": debian.DOCUMENTS,
+        "options": apt.DOCUMENTS,
         "without": "/boot",
     }
     key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
@@ -99,7 +99,7 @@ def _bootstrap(system: System, work: Path) -> None:
             *("mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory"),
             f"--include={','.join((*BASE, *system.packages))}",
             '--aptopt=Apt::Install-Recommends "false"',
-            *(f"--dpkgopt={option}" for option in (*debian.DOCUMENTS, "force-unsafe-io")),
+            *(f"--dpkgopt={option}" for option in (*apt.DOCUMENTS, "force-unsafe-io")),
             *(f"--customize-hook={hook}" for hook in hooks),
             f'--customize-hook=sh {work}/finish "$1" {work}/ready',
             *(SUITE, str(work / "tree"), str(work / "debian.sources")),
