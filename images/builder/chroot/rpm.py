@@ -58,6 +58,8 @@ _RELEASE = "/etc/dnf/vars/releasever"
 # kernel-install(8): packing an initramfs and writing boot loader entries that no client boots takes longer than the packages.
 _NO_BOOT_LOADER = ("20-grub", "50-dracut", "51-dracut-rescue", "90-loaderentry", "92-crashkernel")
 
+_MOUNTED = ("dev", "proc", "run", "sys", "tmp")  # while something runs in the tree
+
 _SUITE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,29}")
 # dnf's NAME[-[EPOCH:]VERSION-RELEASE][.ARCH]; the letters are those rpmbuild takes, no glob and no @group among them.
 _PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(-[0-9]+:[A-Za-z0-9._+~^-]+|[A-Za-z0-9._+~^-]*)")
@@ -116,7 +118,7 @@ def refuse(recipe: Recipe) -> None:
 def bootstrap(recipe: Recipe, tree: Path, run: Runner) -> None:
     """Make the tree by dnf in an empty directory, as `Family.bootstrap`."""
     tree.mkdir()
-    for name in ("dev", "proc", "run", "sys", "tmp", rpmdb.PATH, "var/lib"):
+    for name in (*_MOUNTED, rpmdb.PATH, "var/lib"):
         (tree / name).mkdir(parents=True)
     (tree / "tmp").chmod(0o1777)
     (tree / "var/lib/rpm").symlink_to(f"../../{rpmdb.PATH}")  # where systems before 2022 look for it
@@ -145,6 +147,8 @@ database = (rpmdb.PATH, _REPOSITORIES.lstrip("/"), _RELEASE.lstrip("/"), KEYS.ls
 
 def pending(recipe: Recipe, tree: Path, cache: Path, run: Runner) -> tuple[Upgrade, ...]:
     """What dnf would upgrade, as `Family.pending`; of security is what the repositories' own advisories say is."""
+    for name in _MOUNTED:
+        (tree / name).mkdir(exist_ok=True)
     installed = {package.name: package.version for package in packages(tree, run)}
     newer, security = (_check_update(tree, options, run) for options in ((), ("--security",)))
     return tuple(
