@@ -197,6 +197,7 @@ def boot_plan(form: Mapping[str, str]) -> str:
         root_hash=manifest["root_hash"],
         root_blocks=manifest["root_blocks"],
         check=client_class.root_check,
+        kind=client_class.root_kind,
         plan=manifest["plan"]["sha256"],
         plan_bytes=manifest["plan"]["bytes"],
         home=release.home.sha256,

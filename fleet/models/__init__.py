@@ -1,5 +1,5 @@
 from fleet.models.audit import AuditEntry, AuditHead
-from fleet.models.clients import Admission, Client, ClientClass, ClientState, Colour, HardwareRule, RootCheck
+from fleet.models.clients import Admission, Client, ClientClass, ClientState, Colour, HardwareRule, RootCheck, RootKind
 from fleet.models.logins import FailedLogin
 from fleet.models.sites import Membership, Site, UnknownHardware
 from fleet.models.tokens import ApiToken, token_hash
@@ -17,6 +17,7 @@ __all__ = [
     "HardwareRule",
     "Membership",
     "RootCheck",
+    "RootKind",
     "Site",
     "UnknownHardware",
     "token_hash",

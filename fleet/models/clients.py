@@ -30,6 +30,14 @@ class RootCheck(models.TextChoices):
     WHOLE = "whole", "All of it before the client boots (some seconds more)"
 
 
+class RootKind(models.TextChoices):
+    """What a client's root is made of; each has its own script in images/initrd."""
+
+    SYMLINK = "symlink", "Symlinks into the image"
+    BIND = "bind", "Bind mounts of the image"
+    OVERLAY = "overlay", "Overlay on the image"
+
+
 class ClientClass(models.Model):
     """What kind of station a client is: gamer, contest, kiosk. Deduced from its graphics adapter."""
 
@@ -39,6 +47,15 @@ class ClientClass(models.Model):
     slug = models.SlugField(max_length=40)
     name = models.CharField(max_length=80)
     colour = models.CharField(max_length=10, choices=Colour.choices, default=Colour.BLUE)
+    root_kind = models.CharField(
+        "kind of root",
+        max_length=7,
+        choices=RootKind.choices,
+        default=RootKind.SYMLINK,
+        help_text="Symlinks are the fastest, and show plainly what can change. Bind mounts are for programs that do not like "
+        "symlinks in place of directories such as /usr. With an overlay everything can be written, packages "
+        "included; it is gone at the next boot all the same.",
+    )
     root_check = models.CharField("check of the root", max_length=5, choices=RootCheck.choices, default=RootCheck.READ)
     root_percent = models.PositiveSmallIntegerField(
         "root size",
@@ -61,6 +78,7 @@ class ClientClass(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["site", "slug"], name="class_slug_unique_in_site"),
             status_constraint(Colour, "class_colour_declared", "colour"),
+            status_constraint(RootKind, "class_root_kind_declared", "root_kind"),
             status_constraint(RootCheck, "class_root_check_declared", "root_check"),
         ]
 

@@ -30,7 +30,7 @@ DIRECTORIES = (
 )  # fmt: skip
 # What our scripts call. The kernel itself calls /sbin/modprobe for protocols and PHY drivers.
 APPLETS = (
-    "cat", "chmod", "chown", "chroot", "cp", "cpio", "cut", "dd", "grep", "gunzip", "insmod", "ip", "kill", "ln", "losetup",
+    "cat", "chmod", "chown", "chroot", "cp", "cpio", "cut", "dd", "find", "grep", "gunzip", "insmod", "ip", "kill", "ln", "losetup",
     "mkdir", "mount", "mv", "reboot", "rm", "setsid", "sh", "sha256sum", "sleep", "stat", "switch_root", "sync", "timeout", "tr",
     "udhcpc", "uname", "usleep", "wget",
 )  # fmt: skip

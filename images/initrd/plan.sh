@@ -91,6 +91,7 @@ read_plan() {
             root_hash) plan_root_hash=$value ;;
             root_blocks) plan_root_blocks=$value ;;
             check) plan_check=$value ;;
+            kind) plan_kind=$value ;;
             plan) plan_plan=$value ;;
             plan_bytes) plan_plan_bytes=$value ;;
             home) plan_home=$value ;;
@@ -102,9 +103,14 @@ read_plan() {
     done
 }
 
-# check_plan: these values become paths, sizes and URLs.
+# check_plan: these values become paths, sizes and URLs. Sets make_root, the script for this kind of root.
 check_plan() {
     [ "$plan_protocol" = 1 ] || bad_plan protocol
+    case ${plan_kind:=symlink} in
+        symlink) make_root=mkroot ;;
+        bind | overlay) make_root=mkroot-$plan_kind ;;
+        *) fail plan other "The boot plan asks for a root of the kind $plan_kind, which this initrd cannot make." ;;
+    esac
     for value in "$plan_root_bytes" "$plan_root_blocks" "$plan_plan_bytes" "$plan_home_bytes" "$plan_tmpfs_percent" "$plan_home_percent"; do
         case $value in '' | *[!0-9]*) bad_plan "a number" ;; esac
     done

@@ -15,7 +15,17 @@ from agents import netboot
 from agents.daemon import protocol
 from agents.models import BootSession, BootToken, SessionStatus
 from agents.netboot import Refusal
-from fleet.models import Admission, AuditEntry, Client, ClientState, HardwareRule, Site, UnknownHardware
+from fleet.models import (
+    Admission,
+    AuditEntry,
+    Client,
+    ClientClass,
+    ClientState,
+    HardwareRule,
+    RootKind,
+    Site,
+    UnknownHardware,
+)
 from images.models import Release
 from tests.agents.boots import ATI, CIRRUS, KERNEL, form, make_release, plan_of, token_of
 from tests.images.versions import make_manifest
@@ -350,6 +360,7 @@ def test_the_plan_holds_what_the_protocol_says(client: Client, release: Release,
         "home_digest": release.home.tree_digest,
         "user": "player",
         "uid": "1000",
+        "kind": "symlink",
         "tmpfs_percent": "50",
         "home_percent": "50",
         "command_keys": (keys / "command.pub").read_text().strip(),
@@ -363,6 +374,19 @@ def test_the_plan_holds_what_the_protocol_says(client: Client, release: Release,
     assert (session.status, session.release) == (SessionStatus.BOOTING, release)
     client.refresh_from_db()
     assert (client.state, client.memory_kib, client.trouble) == (ClientState.BOOTING, 1_048_576, "")
+
+
+@pytest.mark.parametrize("kind", RootKind.values)
+def test_the_initrd_makes_the_kind_of_root_that_the_class_has(client: Client, release: Release, kind: str) -> None:
+    ClientClass.objects.filter(pk=release.client_class_id).update(root_kind=kind)
+    text = netboot.boot_plan(form(token_of(MAC), MAC))
+    script = 'fail() { echo "$@"; exit 1; }; . images/initrd/plan.sh; read_plan && check_plan && echo "$make_root"'
+    shell = subprocess.run(
+        ["busybox", "sh", "-c", script], input=text, capture_output=True, text=True, check=False, cwd=PROJECT
+    )
+    made = shell.stdout.strip()
+    assert made == {"symlink": "mkroot"}.get(kind, f"mkroot-{kind}")
+    assert (PROJECT / "images/initrd" / made).is_file()
 
 
 def test_the_initrd_takes_the_plan(client: Client) -> None:

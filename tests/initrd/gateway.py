@@ -34,6 +34,7 @@ class Version:
     verity: Verity
     user: str = "player"
     check: str = "whole"
+    kind: str = "symlink"
     digests: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,6 +58,7 @@ class Version:
             "root_hash": self.verity.root_hash,
             "root_blocks": str(self.verity.blocks),
             "check": self.check,
+            "kind": self.kind,
             "tmpfs_percent": "50",
             "home_percent": "50",
             "command_keys": "k1:" + "A" * 43 + "=",
