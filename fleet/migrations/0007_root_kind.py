@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("fleet", "0005_api_token_is_spelled"),
+        ("fleet", "0006_site_storage_limit"),
     ]
 
     operations = [
