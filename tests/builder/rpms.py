@@ -7,7 +7,6 @@ import hashlib
 import re
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 from images.builder import initrd
@@ -284,39 +283,3 @@ def _kernel(work: Path) -> Path:
     run("depmod", "-b", work / "part", release)
     shutil.copy(work / f"whole/boot/vmlinuz-{release}", modules / "vmlinuz")
     return modules
-
-
-class Signer:
-    """Somebody with a key: `public` is the text that others know it by."""
-
-    def __init__(self, name: str) -> None:
-        """Use as a context: the key is made when it is entered, and gone when it is left."""
-        self.name = name
-        self.public = ""
-
-    def __enter__(self) -> Signer:
-        self._home = tempfile.mkdtemp(prefix="gpg-")  # a short path: gpg-agent's socket lies in it
-        quiet = ("--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", "")
-        self._gpg(*quiet, "--quick-generate-key", self.name, "rsa2048", "sign", "never")
-        self.public = self._gpg("--armor", "--export", self.name)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        run("gpgconf", "--homedir", self._home, "--kill", "all")
-        shutil.rmtree(self._home)
-
-    def sign(self, packages: Path) -> None:
-        """Sign all packages in a directory and renew its metadata."""
-        defined = (
-            "--define",
-            "__gpg /usr/bin/gpg",
-            "--define",
-            f"_gpg_path {self._home}",
-            "--define",
-            f"_gpg_name {self.name}",
-        )
-        run("rpmsign", *defined, "--addsign", *packages.glob("*.rpm"))
-        index(packages)
-
-    def _gpg(self, *words: str) -> str:
-        return run("gpg", "--homedir", self._home, *words)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,6 +24,7 @@ from images.builder.run import Runner
 from images.builder.scratch import scratch
 from images.builder.store import Store
 from tests.builder.images import CACHE, DAEMON, PROJECT, SMALL, Recorded, Silent, built_image
+from tests.builder.person import person
 
 pytestmark = [pytest.mark.build, pytest.mark.slow, pytest.mark.root]
 
@@ -101,6 +99,26 @@ def test_python_loads_what_was_compiled_without_asking_for_the_source(root: Path
     assert compiled.read_bytes()[4:8] == b"\x01\0\0\0"  # PEP 552: hashed, not checked
 
 
+def test_a_tree_loses_and_gets_packages_from_where_it_came(root: Path) -> None:
+    """What a derived version is made by; the tree is a finished one, without indices and without a resolver."""
+    step = Recorded("change", "Change")
+    run = Runner(step)
+    DEBIAN.change(root, ["sl"], ["tmux"], True, run)
+    names = {package.name for package in DEBIAN.packages(root, run)}
+    assert ("sl" in names, "tmux" in names) == (True, False)
+    assert (root / "usr/games/sl").is_file()
+    assert step.done[-1][0] == step.done[-1][1] > 0
+    with pytest.raises(RecipeError, match="tmux cannot be removed: it is not installed"):
+        DEBIAN.change(root, [], ["tmux"], False, run)
+    with pytest.raises(RecipeError, match="have no package no-such-game"):
+        DEBIAN.change(root, ["no-such-game"], [], False, run)
+    DEBIAN.finish(root, 1_000_000)
+    assert list((root / "var/lib/apt/lists").iterdir()) == list((root / "var/cache/apt").iterdir()) == []
+    assert [path.name for path in (root.parent / "apt").iterdir()] == ["apt.conf"]  # for a person who replays a line
+    assert not (root / "usr/sbin/policy-rc.d").exists()
+    assert str(root) not in Path("/proc/self/mountinfo").read_text()
+
+
 def test_a_hook_runs_in_the_chroot_as_root_without_disks_and_services(root: Path) -> None:
     step = Recorded("hook", "A hook")
     script = 'id -u; pwd; ls /dev; cat /etc/motd; policy-rc.d x start || echo "policy $?"; echo x >/etc/made\n'
@@ -126,26 +144,6 @@ def test_a_failing_hook_names_itself_and_can_be_replayed(root: Path) -> None:
     line = shlex.join(step.commands[-1])
     replay = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
     assert (replay.returncode, replay.stdout) == (127, "looking for it\n")
-
-
-def test_a_tree_loses_and_gets_packages_from_where_it_came(root: Path) -> None:
-    """What a derived version is made by; the tree is a finished one, without indices and without a resolver."""
-    step = Recorded("change", "Change")
-    run = Runner(step)
-    DEBIAN.change(root, ["sl"], ["tmux"], True, run)
-    names = {package.name for package in DEBIAN.packages(root, run)}
-    assert ("sl" in names, "tmux" in names) == (True, False)
-    assert (root / "usr/games/sl").is_file()
-    assert step.done[-1][0] == step.done[-1][1] > 0
-    with pytest.raises(RecipeError, match="tmux cannot be removed: it is not installed"):
-        DEBIAN.change(root, [], ["tmux"], False, run)
-    with pytest.raises(RecipeError, match="have no package no-such-game"):
-        DEBIAN.change(root, ["no-such-game"], [], False, run)
-    DEBIAN.finish(root, 1_000_000)
-    assert list((root / "var/lib/apt/lists").iterdir()) == list((root / "var/cache/apt").iterdir()) == []
-    assert [path.name for path in root.parent.iterdir()] == ["tree"]
-    assert not (root / "usr/sbin/policy-rc.d").exists()
-    assert str(root) not in Path("/proc/self/mountinfo").read_text()
 
 
 def test_the_same_recipe_gives_the_same_digest(version: tuple[Manifest, Store], tmp_path: Path) -> None:
@@ -210,7 +208,7 @@ def test_a_builder_killed_in_mid_build_leaves_no_process_no_mount_and_no_artefac
 
 
 def test_without_root_the_same_comes_out_and_a_kill_leaves_nothing(version: tuple[Manifest, Store]) -> None:
-    with _person() as (as_person, place):
+    with person() as (as_person, place):
         (place / "recipe.json").write_text(json.dumps(SMALL.to_dict()))
         argv = [*as_person, sys.executable, "-m", "images.builder", *_arguments(place)]
         killed = subprocess.Popen(argv, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -228,21 +226,6 @@ def test_without_root_the_same_comes_out_and_a_kill_leaves_nothing(version: tupl
         (place / "recipe.json").write_text(json.dumps(wrong.to_dict()))
         done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=False)
         assert (done.returncode, "has no package no-such-game" in done.stderr) == (1, True), done.stderr
-
-
-@contextmanager
-def _person() -> Iterator[tuple[list[str], Path]]:
-    """Words before a command that make it a person's without rights, and a directory that person owns."""
-    name = f"fleet-test-{os.getpid()}"
-    subprocess.run(["useradd", "--create-home", name], check=True)
-    try:
-        user = pwd.getpwnam(name)
-        home = Path(user.pw_dir)
-        drop = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--"]
-        yield [*drop, "env", f"HOME={home}"], home
-        shutil.rmtree(home)
-    finally:
-        subprocess.run(["userdel", name], check=True)
 
 
 def _arguments(place: Path) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from images.builder.scratch import scratch
 from images.builder.store import Store
 from images.builder.verity import Verity
 from tests.builder import rpms
-from tests.builder.images import CACHE, DAEMON, Recorded, Silent
+from tests.builder.images import CACHE, DAEMON, PROJECT, Recorded, Silent
+from tests.builder.person import person
+from tests.builder.signer import Signer
 from tests.initrd.conftest import boot
 from tests.initrd.gateway import Gateway, Version
 from tests.lab import Lab
@@ -38,17 +42,18 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def signer() -> Iterator[rpms.Signer]:
-    with rpms.Signer("maker@example.org") as signer:
+def signer() -> Iterator[Signer]:
+    with Signer("maker@example.org") as signer:
         yield signer
 
 
 @pytest.fixture(scope="module")
-def signed(signer: rpms.Signer, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+def signed(signer: Signer, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """The same packages, signed, and the recipe that knows the key."""
     place = tmp_path_factory.mktemp("signed") / "packages"
     shutil.copytree(rpms.repository(), place)
     signer.sign(place)
+    rpms.index(place)
     return replace(recipe, mirror=f"file://{place}", files=(_key(signer.public),))
 
 
@@ -151,6 +156,22 @@ def test_the_same_recipe_gives_the_same_digest(
     assert build(recipe, Context(tmp_path / "work", Store(tmp_path / "store"), DAEMON), Silent()) == built[0]
 
 
+def test_without_root_the_same_comes_out(built: tuple[Manifest, Store, Silent], recipe: Recipe) -> None:
+    with person() as (as_person, place):
+        local = place / "packages"
+        shutil.copytree(recipe.mirror.removeprefix("file://"), local)
+        there = replace(recipe, mirror=f"file://{local}")
+        (place / "recipe.json").write_text(json.dumps(there.to_dict()))
+        arguments = (f"{place}/recipe.json", f"--work={place}/work", f"--store={place}/store")
+        done = json.loads(rpms.run(*as_person, sys.executable, "-m", "images.builder", *arguments, cwd=PROJECT))
+        with scratch(CACHE / "rpm-rootless") as work:
+            ours = build(there, Context(work / "work", Store(work / "store"), DAEMON), Silent())
+    assert done["digest"] == ours.digest
+    assert [tuple(row) for row in done["packages"]] == [
+        tuple(asdict(package).values()) for package in built[0].packages
+    ]
+
+
 def test_packages_are_listed_from_a_read_only_root_too(root: Path) -> None:
     listed = rpms.run(
         "unshare", "--mount", "sh", "-c",
@@ -200,7 +221,7 @@ def test_signed_packages_are_taken_with_their_key(signed: Recipe, tmp_path: Path
 
 
 def test_packages_signed_by_somebody_else_are_refused(signed: Recipe, tmp_path: Path) -> None:
-    with rpms.Signer("stranger@example.org") as stranger:
+    with Signer("stranger@example.org") as stranger:
         other = replace(signed, files=(_key(stranger.public),))
     with pytest.raises(RecipeError, match="none of the keys in /etc/pki/rpm-gpg is the package's") as caught:
         rpm.bootstrap(other, tmp_path / "tree", Runner(Recorded("bootstrap", "Install")))
@@ -233,7 +254,7 @@ def test_packages_signed_by_somebody_else_are_refused(signed: Recipe, tmp_path: 
 )
 def test_what_cannot_be_installed_is_a_clear_error_and_nothing_is_left(
     recipe: Recipe,
-    signer: rpms.Signer,
+    signer: Signer,
     repository: Path,
     tmp_path: Path,
     changed: dict[str, Any],

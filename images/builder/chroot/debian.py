@@ -149,7 +149,7 @@ class Distribution:
                     if follow.absent:
                         raise RecipeError("packages", f"{follow.absent} cannot be removed: it is not installed")
         finally:
-            shutil.rmtree(place)
+            shutil.rmtree(place / "lists")
 
     def packages(self, tree: Path, run: Runner) -> tuple[Package, ...]:
         """What dpkg has installed, as `Family.packages`."""

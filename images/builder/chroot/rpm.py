@@ -57,7 +57,7 @@ _NO_BOOT_LOADER = ("20-grub", "50-dracut", "51-dracut-rescue", "90-loaderentry",
 
 _SUITE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,29}")
 # dnf's NAME[-[EPOCH:]VERSION-RELEASE][.ARCH]; the letters are those rpmbuild takes, no glob and no @group among them.
-_PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(-[0-9]+:[A-Za-z0-9._+~^-]+|[A-Za-z0-9._+~^-]*)")
+_PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~^-]*(-[0-9]+:[A-Za-z0-9._+~^-]+)?")
 
 # Beside the tree, where it goes away with the build; dnf puts the tree before these paths, whatever they are.
 _PLACE = "dnf"
