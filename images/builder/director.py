@@ -26,7 +26,10 @@ from images.builder.store import Store
 from images.builder.tree import listing
 from images.builder.verity import seal
 
-_FULL = ("No space left on device", "Disk quota exceeded", "don't have enough free space", "more space needed on the")
+_FULL = (
+    "No space left on device", "Disk quota exceeded", "don't have enough free space",
+    "more space needed on the", "more space on the",
+)  # fmt: skip
 _NEARLY_NOTHING = 1 << 20  # bytes; what programs that hide the reason leave free on a full disk
 
 

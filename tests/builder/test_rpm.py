@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -273,6 +274,18 @@ def test_what_cannot_be_installed_is_a_clear_error_and_nothing_is_left(
     assert [(step.name, step.failed) for step in steps.steps] == [("bootstrap", True)]
     assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+
+
+@pytest.mark.parametrize("size", ["18m", "32m"])  # dnf sees it before it begins; rpm, when it looks closer
+def test_a_full_disk_is_not_taken_for_a_wrong_recipe(recipe: Recipe, tmp_path: Path, size: str) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_dict()))
+    words = [sys.executable, "-m", "images.builder", f"{tmp_path}/recipe.json"]
+    builder = shlex.join([*words, f"--work={tmp_path}/work", f"--store={tmp_path}/store"])
+    script = f"mount -t tmpfs -o size={size} tmpfs {tmp_path}/work; {builder} 2>&1; find {tmp_path}/work -type f"
+    said = rpms.run("unshare", "--mount", "sh", "-c", script, cwd=PROJECT)
+    assert f"the disk was full during the build ({tmp_path}/work has " in said
+    assert said.splitlines()[-1].startswith("ended with exit code")
 
 
 LONELY = """
