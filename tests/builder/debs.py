@@ -1,4 +1,4 @@
-"""An archive in the shape of Ubuntu's, made of Debian's packages: three pockets, two components, one key, its own kernel's name."""
+"""An archive in the shape of Ubuntu's, made of Debian's packages: three pockets, two components, one key."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Description: names the kernel
 
 
 def archive(place: Path, signer: Signer) -> None:
-    """Make an archive in the directory `place`, signed by `signer`; packages come from the host's apt sources (about 90 MB)."""
+    """Make an archive in the directory `place`, signed by `signer`; its packages come by the host's apt (90 MB)."""
     pool = place / "pool"
     shutil.copytree(_pool(), pool)
     (place / "kernel/DEBIAN").mkdir(parents=True)
@@ -85,5 +85,4 @@ def _pool() -> Path:
 def _fetch(into: Path, packages: Sequence[str]) -> None:
     options = {"Dir::State::Status": "/dev/null", "Dir::Cache::Archives": f"{into}", "APT::Sandbox::User": "root"}
     words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-    # Any of its alternatives will do; Debian's default initramfs generator is not wanted, its stand-in is no package of the archive.
     run("apt-get", *words, "--yes", "--no-install-recommends", "--download-only", "install", *packages)

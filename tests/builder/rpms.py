@@ -1,4 +1,4 @@
-"""A small rpm distribution, built by rpmbuild: systemd is a line of shell in it, the kernel and the programs are Debian's."""
+"""A small rpm distribution, built by rpmbuild: its systemd is a shell script, kernel and programs are Debian's."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def repository() -> Path:
 
 
 def rpm(spec: str, packages: Path, tree: Path | None = None) -> None:
-    """Build the packages of a spec file into the directory `packages`; `tree` is what %install finds as %{_sourcedir}/tree."""
+    """Build the packages of a spec file into the directory `packages`; `tree`: what %install copies."""
     work = packages.with_name("rpmbuild")
     (work / "SOURCES").mkdir(parents=True)
     (work / "it.spec").write_text(spec)
@@ -262,7 +262,7 @@ def _system(tree: Path) -> None:
 
 
 def _kernel(work: Path) -> Path:
-    """The directory lib/modules/RELEASE of Debian's kernel, the kernel in it, with those modules that an initrd may want."""
+    """The directory lib/modules/RELEASE of Debian's kernel: the kernel, and the modules that an initrd may want."""
     work.mkdir()
     depends = run("apt-cache", "depends", "--important", "linux-image-amd64")
     name = re.search(r"Depends: (linux-image-\S+)", depends)

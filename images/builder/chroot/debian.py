@@ -127,7 +127,7 @@ class Distribution:
             raise
 
     def change(self, tree: Path, install: Sequence[str], remove: Sequence[str], upgrade: bool, run: Runner) -> None:
-        """Change the tree's packages by the host's apt, which knows the host's proxies and resolver, as `Family.change`."""
+        """Change the packages by the host's apt, which has the host's proxies and resolver, as `Family.change`."""
         place = tree.with_name("apt")
         shutil.rmtree(place, ignore_errors=True)
         (place / "lists/partial").mkdir(parents=True)

@@ -26,8 +26,8 @@ class Package:
 class Family(Protocol):
     """A module or an object with these names; what all families share is in furnish.py and trim.py.
 
-    A `tree` is the directory with the root of the system. Beside it is scratch space (`tree.with_name(…)`): what a family
-    needs there goes away with it.
+    A `tree` is the directory with the root of the system. Beside it is scratch space (`tree.with_name(…)`), which goes
+    away with the build.
     """
 
     @property
@@ -52,9 +52,9 @@ class Family(Protocol):
         """
 
     def change(self, tree: Path, install: Sequence[str], remove: Sequence[str], upgrade: bool, run: Runner) -> None:
-        """Upgrade all packages of a tree if `upgrade`, then remove, then install, from where the tree's packages came from.
+        """Upgrade all packages of a tree if `upgrade`, then remove, then install, from where its packages came.
 
-        Services do not start, questions are not asked, configuration that the site changed stays. `finish` is due afterwards.
+        Services do not start, questions are not asked, configuration that the site changed stays. `finish` is due then.
         Raises RecipeError for a package that does not exist, or is to be removed and is not there.
         """
 
