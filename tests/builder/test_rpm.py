@@ -24,7 +24,7 @@ from images.builder.scratch import scratch
 from images.builder.store import Store
 from images.builder.verity import Verity
 from tests.builder import rpms
-from tests.builder.images import CACHE, DAEMON, PROJECT, Recorded, Silent
+from tests.builder.images import DAEMON, PROJECT, Recorded, Silent
 from tests.builder.person import person
 from tests.builder.signer import Signer
 from tests.initrd.conftest import boot
@@ -79,7 +79,7 @@ def recipe(repository: Path) -> Recipe:
 @pytest.fixture(scope="module")
 def built(recipe: Recipe) -> Iterator[tuple[Manifest, Store, Silent]]:
     """A version in a store, and the steps that led to it."""
-    with scratch(CACHE / "rpm") as place:
+    with scratch(rpms.CACHE / "built") as place:
         store, steps = Store(place / "store"), Silent()
         manifest = build(recipe, Context(place / "work", store, DAEMON), steps)
         assert list((place / "work").iterdir()) == []
@@ -90,7 +90,7 @@ def built(recipe: Recipe) -> Iterator[tuple[Manifest, Store, Silent]]:
 def root(built: tuple[Manifest, Store, Silent]) -> Iterator[Path]:
     """The packed root, unpacked again, with room beside it."""
     manifest, store, _ = built
-    with scratch(CACHE / "rpm-unpacked") as place:
+    with scratch(rpms.CACHE / "unpacked") as place:
         rpms.run("unsquashfs", "-quiet", "-no-progress", "-dest", place / "tree", store.require(manifest.root))
         yield place / "tree"
 
@@ -165,7 +165,7 @@ def test_without_root_the_same_comes_out(built: tuple[Manifest, Store, Silent], 
         (place / "recipe.json").write_text(json.dumps(there.to_dict()))
         arguments = (f"{place}/recipe.json", f"--work={place}/work", f"--store={place}/store")
         done = json.loads(rpms.run(*as_person, sys.executable, "-m", "images.builder", *arguments, cwd=PROJECT))
-        with scratch(CACHE / "rpm-rootless") as work:
+        with scratch(rpms.CACHE / "rootless") as work:
             ours = build(there, Context(work / "work", Store(work / "store"), DAEMON), Silent())
     assert done["digest"] == ours.digest
     assert [tuple(row) for row in done["packages"]] == [
