@@ -27,7 +27,10 @@ from images.builder.steps import Steps
 from images.builder.store import Store
 from images.builder.trees import Trees
 
-_FULL = ("No space left on device", "Disk quota exceeded", "don't have enough free space")
+_FULL = (
+    "No space left on device", "Disk quota exceeded", "don't have enough free space",
+    "more space needed on the", "more space on the",
+)  # fmt: skip
 _NEARLY_NOTHING = 1 << 20  # bytes; what programs that hide the reason leave free on a full disk
 
 

@@ -1,4 +1,4 @@
-"""A small rpm distribution, built by rpmbuild: systemd is a line of shell in it, the kernel and the programs are Debian's."""
+"""A small rpm distribution, built by rpmbuild: its systemd is a shell script, kernel and programs are Debian's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import hashlib
 import re
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 from images.builder import initrd
@@ -204,7 +203,7 @@ def repository() -> Path:
 
 
 def rpm(spec: str, packages: Path, tree: Path | None = None) -> None:
-    """Build the packages of a spec file into the directory `packages`; `tree` is what %install finds as %{_sourcedir}/tree."""
+    """Build the packages of a spec file into the directory `packages`; `tree`: what %install copies."""
     work = packages.with_name("rpmbuild")
     (work / "SOURCES").mkdir(parents=True)
     (work / "it.spec").write_text(spec)
@@ -263,7 +262,7 @@ def _system(tree: Path) -> None:
 
 
 def _kernel(work: Path) -> Path:
-    """The directory lib/modules/RELEASE of Debian's kernel, the kernel in it, with those modules that an initrd may want."""
+    """The directory lib/modules/RELEASE of Debian's kernel: the kernel, and the modules that an initrd may want."""
     work.mkdir()
     depends = run("apt-cache", "depends", "--important", "linux-image-amd64")
     name = re.search(r"Depends: (linux-image-\S+)", depends)
@@ -284,39 +283,3 @@ def _kernel(work: Path) -> Path:
     run("depmod", "-b", work / "part", release)
     shutil.copy(work / f"whole/boot/vmlinuz-{release}", modules / "vmlinuz")
     return modules
-
-
-class Signer:
-    """Somebody with a key: `public` is the text that others know it by."""
-
-    def __init__(self, name: str) -> None:
-        """Use as a context: the key is made when it is entered, and gone when it is left."""
-        self.name = name
-        self.public = ""
-
-    def __enter__(self) -> Signer:
-        self._home = tempfile.mkdtemp(prefix="gpg-")  # a short path: gpg-agent's socket lies in it
-        quiet = ("--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", "")
-        self._gpg(*quiet, "--quick-generate-key", self.name, "rsa2048", "sign", "never")
-        self.public = self._gpg("--armor", "--export", self.name)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        run("gpgconf", "--homedir", self._home, "--kill", "all")
-        shutil.rmtree(self._home)
-
-    def sign(self, packages: Path) -> None:
-        """Sign all packages in a directory and renew its metadata."""
-        defined = (
-            "--define",
-            "__gpg /usr/bin/gpg",
-            "--define",
-            f"_gpg_path {self._home}",
-            "--define",
-            f"_gpg_name {self.name}",
-        )
-        run("rpmsign", *defined, "--addsign", *packages.glob("*.rpm"))
-        index(packages)
-
-    def _gpg(self, *words: str) -> str:
-        return run("gpg", "--homedir", self._home, *words)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import shlex
 import shutil
 import signal
@@ -12,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,6 +24,7 @@ from images.builder.run import Runner
 from images.builder.scratch import scratch
 from images.builder.store import Store
 from tests.builder.images import CACHE, DAEMON, PROJECT, SMALL, Recorded, Silent, built_image
+from tests.builder.person import person
 
 pytestmark = [pytest.mark.build, pytest.mark.slow, pytest.mark.root]
 
@@ -190,7 +189,7 @@ def test_a_builder_killed_in_mid_build_leaves_no_process_no_mount_and_no_artefac
 
 
 def test_without_root_the_same_comes_out_and_a_kill_leaves_nothing(version: tuple[Manifest, Store]) -> None:
-    with _person() as (as_person, place):
+    with person() as (as_person, place):
         (place / "recipe.json").write_text(json.dumps(SMALL.to_dict()))
         argv = [*as_person, sys.executable, "-m", "images.builder", *_arguments(place)]
         killed = subprocess.Popen(argv, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -208,21 +207,6 @@ def test_without_root_the_same_comes_out_and_a_kill_leaves_nothing(version: tupl
         (place / "recipe.json").write_text(json.dumps(wrong.to_dict()))
         done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=False)
         assert (done.returncode, "has no package no-such-game" in done.stderr) == (1, True), done.stderr
-
-
-@contextmanager
-def _person() -> Iterator[tuple[list[str], Path]]:
-    """Words before a command that make it a person's without rights, and a directory that person owns."""
-    name = f"fleet-test-{os.getpid()}"
-    subprocess.run(["useradd", "--create-home", name], check=True)
-    try:
-        user = pwd.getpwnam(name)
-        home = Path(user.pw_dir)
-        drop = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--"]
-        yield [*drop, "env", f"HOME={home}"], home
-        shutil.rmtree(home)
-    finally:
-        subprocess.run(["userdel", name], check=True)
 
 
 def _arguments(place: Path) -> list[str]:

@@ -161,6 +161,12 @@ def test_a_package_that_does_not_exist_is_named_and_nothing_is_left(
     assert list(place.work.glob("scratch-*")) == []
 
 
+def test_what_is_not_installed_cannot_be_removed(place: Context, version: tuple[Manifest, Store]) -> None:
+    with pytest.raises(RecipeError, match="cowsay cannot be removed: it is not installed") as caught:
+        derive(version[0].digest, SMALL, Change.of(SMALL, remove=("cowsay",)), place, Silent())
+    assert caught.value.field == "remove"
+
+
 def test_a_builder_killed_in_mid_change_leaves_no_process_and_no_mount(
     place: Context, version: tuple[Manifest, Store]
 ) -> None:

@@ -36,8 +36,8 @@ class Upgrade:
 class Family(Protocol):
     """A module or an object with these names; what all families share is in furnish.py and trim.py.
 
-    A `tree` is the directory with the root of the system. Beside it is scratch space (`tree.with_name(…)`): what a family
-    needs there goes away with it.
+    A `tree` is the directory with the root of the system. Beside it is scratch space (`tree.with_name(…)`), which goes
+    away with the build.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""Fedora, RHEL and their kin: a tree made and changed by the host's dnf, which sees nothing of the host's own rpm world."""
+"""Fedora, RHEL and their kin: a tree made and changed by the host's dnf, which sees no rpm package of the host."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ empty /mnt
 empty /media
 """)
 
-# What a client needs to boot, log a user in and run the daemon. Without the minimal langpack, glibc brings all languages (200 MB).
+# What a client needs to boot, log a user in and run the daemon. Without the minimal langpack, glibc brings all
+# languages (200 MB).
 BASE = (
     "systemd", "systemd-udev", "dbus", "kmod", "python3", "iproute", "util-linux", "shadow-utils", "bash",
     "glibc-minimal-langpack",
@@ -55,14 +56,14 @@ LEAVINGS = trim.Leavings(
 KEYS = "/etc/pki/rpm-gpg"
 _REPOSITORIES = "/etc/yum.repos.d/recipe.repo"
 _RELEASE = "/etc/dnf/vars/releasever"
-# kernel-install(8): packing an initramfs and writing boot loader entries that no client boots takes longer than the packages.
+# kernel-install(8): an initramfs and boot loader entries that no client boots take longer than the packages.
 _NO_BOOT_LOADER = ("20-grub", "50-dracut", "51-dracut-rescue", "90-loaderentry", "92-crashkernel")
 
 _MOUNTED = ("dev", "proc", "run", "sys", "tmp")  # while something runs in the tree
 
 _SUITE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,29}")
 # dnf's NAME[-[EPOCH:]VERSION-RELEASE][.ARCH]; the letters are those rpmbuild takes, no glob and no @group among them.
-_PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(-[0-9]+:[A-Za-z0-9._+~^-]+|[A-Za-z0-9._+~^-]*)")
+_PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~^-]*(-[0-9]+:[A-Za-z0-9._+~^-]+)?")
 
 # Beside the tree, where it goes away with the build; dnf puts the tree before these paths, whatever they are.
 _PLACE = "dnf"
@@ -189,11 +190,11 @@ def packages(tree: Path, run: Runner) -> tuple[Package, ...]:
 def finish(tree: Path, epoch: int) -> None:
     """Trim the tree, as `Family.finish`, and settle its database of packages."""
     trim.trim(tree, epoch, LEAVINGS)
-    rpmdb.settle(tree, epoch)
+    rpmdb.settle(tree)
 
 
 def _repositories(recipe: Recipe, keys: list[str], run: Runner) -> str:
-    """yum.repos.d(5) of the recipe's mirrors. Raises RecipeError when a package from the network could not be checked."""
+    """yum.repos.d(5) of the recipe's mirrors. RecipeError: nobody could check what they send."""
     stanzas = []
     for number, url in enumerate(recipe.mirror.split(), 1):
         checked = True
@@ -213,7 +214,7 @@ def _repositories(recipe: Recipe, keys: list[str], run: Runner) -> str:
 
 
 def _dnf(tree: Path, verb: str, names: Sequence[str], run: Runner) -> None:
-    """Run the host's dnf on the tree, with a configuration of its own. Raises RecipeError for what the recipe caused."""
+    """Run the host's dnf on the tree with a configuration of its own. Raises RecipeError for what the recipe caused."""
     tree = tree.resolve()
     place = tree.with_name(_PLACE)
     shutil.rmtree(place, ignore_errors=True)

@@ -112,7 +112,7 @@ def sources(recipe: Recipe, apt: Path = APT, archive: Archive = DEBIAN) -> list[
 
 
 def _mirror(recipe: Recipe, archive: Archive, url: str) -> Source:
-    """A mirror with all pockets of the suite. Its key: a text file of the recipe in the place of keyrings, or the host's."""
+    """A mirror with all pockets of the suite. Its key: a text file of the recipe among keyrings, or the host's."""
     suites = tuple(f"{recipe.suite}{pocket}" for pocket in archive.pockets)
     keys = [
         file.content for file in recipe.files if Path(file.path).parent in KEY_PLACES and file.path.endswith(".asc")
