@@ -47,7 +47,7 @@ class Change:
         """Read what `to_dict` gave. Raises RecipeError as `of`, and for unknown keys."""
         if unknown := sorted(set(data) - _KEYS):
             raise RecipeError(unknown[0], f"unknown; a change has {', '.join(sorted(_KEYS))}")
-        files = Recipe.from_dict({"name": recipe.name, "suite": recipe.suite, "files": data.get("files", [])}).files
+        files = Recipe.from_dict({**recipe.to_dict(), "files": data.get("files", [])}).files
         values = {**data, "files": files}
         for name in ("install", "remove"):
             values[name] = tuple(data.get(name, ()))

@@ -35,6 +35,8 @@ def open_root(
     layered = opened.enter_context(merged(layers, upper, tree, run))
     if fresh:
         kernel = tree / "boot" / f"vmlinuz-{parent.kernel_release}"
+        if not kernel.parent.is_dir():  # of a family that keeps it beside its modules
+            kernel = inside.locate(tree, f"/lib/modules/{parent.kernel_release}") / "vmlinuz"
         shutil.copyfile(store.require(parent.kernel), kernel)
         home = tree / "home" / recipe.user
         unpack(store.require(parent.home), home, run, over=True)
@@ -76,8 +78,7 @@ def changed(place: Path) -> list[str]:
             status = os.lstat(path)
             removed = stat.S_ISCHR(status.st_mode) and status.st_rdev == 0  # overlayfs's whiteout
             shown = path[len(str(upper)) :]
-            if not shown.startswith(
-                ("/boot/vmlinuz-", "/home/", "/var/cache/apt/", "/var/lib/apt/lists/", "/var/log/")
-            ):
+            ours = ("/boot/vmlinuz-", "/home/", "/var/cache/apt/", "/var/lib/apt/lists/", "/var/log/")
+            if not shown.startswith(ours) and not shown.endswith("/vmlinuz"):
                 found.append(f"-{shown}" if removed else shown)
     return sorted(found)

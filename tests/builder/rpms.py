@@ -18,6 +18,7 @@ RELEASE = "7"  # of the distribution
 # Stands for systemd: says what it finds, and switches the PC off.
 INIT = """#!/bin/busybox sh
 exec >/dev/console 2>&1
+echo 1 >/proc/sys/kernel/printk
 . /etc/os-release
 echo "ROOT IS UP: $PRETTY_NAME on $(/bin/busybox uname -r)"
 /bin/busybox grep '' /etc/motd /home/player/greeting

@@ -17,7 +17,7 @@ import pytest
 from images.builder.change import Change
 from images.builder.chroot import furnish, rpm
 from images.builder.chroot.family import Upgrade
-from images.builder.director import Context, build, pending
+from images.builder.director import Context, build, derive, pending
 from images.builder.errors import RecipeError
 from images.builder.manifest import Manifest
 from images.builder.recipe import Hook, Recipe, RecipeFile
@@ -230,6 +230,19 @@ def test_a_tree_is_upgraded_and_loses_and_gets_packages_from_where_it_came(root:
     with pytest.raises(RecipeError, match="has no package no-such-toy"):
         change(root, run, install=["no-such-toy"])
     assert str(root) not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_a_version_is_derived_as_in_every_family(
+    built: tuple[Manifest, Store, Silent], recipe: Recipe, tmp_path: Path
+) -> None:
+    context = Context(tmp_path / "work", built[1], DAEMON)
+    wanted = Change.of(recipe, install=("toy",), script="echo derived >/etc/made\n")
+    derived = derive(built[0].digest, recipe, wanted, context, Silent())
+    assert {package.name for package in derived.packages} - {package.name for package in built[0].packages} == {"toy"}
+    root = built[1].require(derived.root)
+    assert rpms.run("unsquashfs", "-cat", root, "etc/made") == "derived\n"
+    assert derive(built[0].digest, recipe, wanted, context, Silent()) == derived
+    assert Manifest.load(built[1], built[0].digest) == built[0]
 
 
 def test_what_the_repository_has_newer_is_pending(

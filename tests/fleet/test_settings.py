@@ -120,7 +120,7 @@ def server(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     settings.PUBLIC_URL, settings.ALLOWED_HOSTS = "https://fleet.example", ["fleet.example"]
     settings.DATA, settings.STORE, settings.PUBLIC_KEYS = tmp_path, tmp_path / "store", tmp_path / "keys"
     settings.COMMAND_KEY = settings.SESSION_KEY = ""
-    ours = {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "fleet.sqlite3"}
+    ours = {"ENGINE": "fleet.sqlite", "NAME": tmp_path / "fleet.sqlite3"}
     monkeypatch.setitem(settings.DATABASES, "default", ours)
     return settings
 
@@ -154,7 +154,7 @@ def set_to(**values: Any) -> Callable[[Settings], None]:
 
 
 def database(engine: str, name: str) -> Callable[[Settings], None]:
-    return lambda server: server.DATABASES["default"].update(ENGINE=f"django.db.backends.{engine}", NAME=name)
+    return lambda server: server.DATABASES["default"].update(ENGINE=engine, NAME=name)
 
 
 @pytest.mark.parametrize(
@@ -170,11 +170,11 @@ def database(engine: str, name: str) -> Callable[[Settings], None]:
         (set_to(PUBLIC_URL="https://[::1]:8443", ALLOWED_HOSTS=["[::1]"]), set(), ""),
         (set_to(HTTPS=False), {"fleet.W001"}, "where passwords go over the wire"),
         (
-            database("sqlite3", "/mnt/share/fleet.sqlite3"),
+            database("fleet.sqlite", "/mnt/share/fleet.sqlite3"),
             {"fleet.W002"},
             "/mnt/share/fleet.sqlite3 lies outside FLEET_DATA",
         ),
-        (database("postgresql", "fleet"), set(), ""),
+        (database("django.db.backends.postgresql", "fleet"), set(), ""),
         (both_keys, {"fleet.W003"}, "One process has both private keys"),
         (lambda server: make_keys(server.PUBLIC_KEYS), {"fleet.W004"}, "session.key, which was not given to it"),
         # A file that nobody may write, root neither.

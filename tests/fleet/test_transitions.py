@@ -84,7 +84,9 @@ def chosen(model: type[models.Model]) -> list[str]:
 def everything(world: World) -> None:
     """One row at least of each model that has choices."""
     client = make_client(world.clubroom, client_class=world.gamer)
-    make_version(make_image(world.clubroom))  # with its home template
+    image = make_image(world.clubroom)
+    make_version(image)  # with its home template
+    make_version(image, VersionStatus.FAILED)  # the newest: a ready one without its status breaks another rule, too
     make_restore(world, client)
 
 

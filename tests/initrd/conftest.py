@@ -25,6 +25,7 @@ RECIPE = Recipe(name="test-lab", suite="bookworm", files=(ROOT_SHELL,))
 # Stands for systemd: says what it finds, and switches the PC off.
 INIT = """#!/bin/busybox sh
 exec >/dev/console 2>&1
+echo 1 >/proc/sys/kernel/printk # or a word of the kernel's may come into the middle of a line
 echo "ROOT IS UP as process $$"
 cd /run/fleet && /bin/busybox grep -r '' plan user boot network resolv.conf
 /bin/busybox stat -c '%a %n' /run/fleet/plan /run/fleet/user /home/player
