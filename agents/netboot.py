@@ -13,7 +13,7 @@ from agents.daemon import protocol
 from agents.evidence import new_boot
 from agents.models import BootSession, BootToken, SessionStatus
 from agents.observing import locked, observe
-from agents.signing import public_keys
+from agents.signing import public_keys, signify_keys
 from fleet import audit
 from fleet.hardware import Adapter, parse_adapters
 from fleet.models import Admission, Client, ClientState, Site, token_hash
@@ -25,7 +25,7 @@ from images.models import Release
 RETRY_S = 10
 MOST_PENDING = 500  # clients nobody admitted, per site: a flood of invented MACs ends there
 STAGES = ("network", "plan", "fetch", "verify", "root", "handover")
-ERRORS = ("digest-mismatch", "short", "unreachable", "no-space", "refused", "mount", "other")
+ERRORS = ("digest-mismatch", "short", "unreachable", "no-space", "refused", "mount", "bad-signature", "other")
 
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}").fullmatch
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
@@ -97,6 +97,7 @@ def client_script(query: Mapping[str, str]) -> str:
     words = [
         f"console=tty0 console=ttyS0 {KERNEL_WORDS}",
         f"fleet.server={base} fleet.mac={mac} fleet.token={token}",
+        f"fleet.keys={signify_keys(settings.PUBLIC_KEYS, 'session')}",
         "fleet.ip=${netX/ip} fleet.netmask=${netX/netmask} fleet.router=${netX/gateway} fleet.dns=${netX/dns}",
     ]
     return (
@@ -146,7 +147,7 @@ def _release_to_start(client: Client) -> Release | None:
 
 @transaction.atomic
 def boot_plan(form: Mapping[str, str]) -> str:
-    """Redeem a boot token for a boot plan (docs/protocol.md, section 1). Raises Refusal.
+    """Redeem a boot token for a boot plan (docs/protocol.md, section 1), not yet signed. Raises Refusal.
 
     The token is used up by a plan to boot or to restart; a client that has to wait keeps it.
     """
@@ -164,27 +165,30 @@ def boot_plan(form: Mapping[str, str]) -> str:
     client.save(update_fields=["adapters", "memory_kib"])
     client_class = classify(client, adapters, actor="gateway")
     if client.admission == Admission.PENDING:
-        return _wait(f"{client.name} waits to be admitted by a volunteer of {client.site}.")
+        return _wait(boot_id, f"{client.name} waits to be admitted by a volunteer of {client.site}.")
     if client.admission != Admission.IN_SERVICE:
-        return _wait(f"{client.name} is {client.get_admission_display().lower()}.")
+        return _wait(boot_id, f"{client.name} is {client.get_admission_display().lower()}.")
     if client_class is None:
-        return _wait(f"No rule of {client.site} knows the adapter {_ids(adapters)}; a volunteer can give it a class.")
+        return _wait(
+            boot_id, f"No rule of {client.site} knows the adapter {_ids(adapters)}; a volunteer can give it a class."
+        )
     release = (
         Release.objects.filter(client_class=client_class, current=True).select_related("version__image", "home").first()
     )
     if release is None:
-        return _wait(f"No version is released to {client_class} yet.")
+        return _wait(boot_id, f"No version is released to {client_class} yet.")
     manifest = release.version.manifest
     assert manifest is not None
     if kernel != manifest["kernel_release"]:
         if token.kernel == manifest["kernel_release"]:
             raise Refusal(403, f"The kernel {kernel} is not the one offered, {token.kernel}.", client)
         _use_up(token)
-        return _lines(action="restart", reason=f"{client_class} needs another kernel")
+        return _lines(action="restart", boot=boot_id, reason=f"{client_class} needs another kernel")
     _use_up(token)
     session, bearer = _begin(client, boot_id, release)
     return _lines(
         action="boot",
+        boot=boot_id,
         session=session.pk,
         bearer=bearer,
         client=client.pk,
@@ -259,8 +263,8 @@ def _ids(adapters: list[Adapter]) -> str:
     return ", ".join(f"{adapter.vendor}:{adapter.device}" for adapter in adapters) or "(none)"
 
 
-def _wait(reason: str) -> str:
-    return _lines(action="wait", reason=reason, retry_s=RETRY_S)
+def _wait(boot_id: str, reason: str) -> str:
+    return _lines(action="wait", boot=boot_id, reason=reason, retry_s=RETRY_S)
 
 
 def _lines(**plan: object) -> str:

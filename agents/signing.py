@@ -43,6 +43,11 @@ class Signer:
     def sign(self, body: bytes) -> bytes:
         return self._key.sign(body)
 
+    def signify(self, body: bytes) -> str:
+        """The signature as signify(1) reads it, without its comment line."""
+        public = self._key.public_key().public_bytes_raw()
+        return base64.b64encode(b"Ed" + _key_number(public) + self._key.sign(body)).decode()
+
 
 def make_keys(directory: Path) -> list[Path]:
     """Make the key pairs that are missing in ``directory``; the paths of the new private keys."""
@@ -61,6 +66,21 @@ def make_keys(directory: Path) -> list[Path]:
             file.write(f"{key_id}:{base64.b64encode(key.private_bytes_raw()).decode()}\n")
         made.append(private)
     return made
+
+
+def _key_number(public: bytes) -> bytes:
+    """What signify(1) tells keys apart by: 8 bytes."""
+    return hashlib.sha256(public).digest()[:8]
+
+
+def signify_keys(directory: Path, kind: str) -> str:
+    """The keys of `public_keys` as signify(1) reads them, without their comment lines, joined by commas."""
+    return ",".join(map(signify_key, protocol.parse_keys(public_keys(directory, kind)).values()))
+
+
+def signify_key(public: bytes) -> str:
+    """The key as signify(1) reads it, without its comment line."""
+    return base64.b64encode(b"Ed" + _key_number(public) + public).decode()
 
 
 def public_keys(directory: Path, kind: str) -> str:

@@ -199,7 +199,7 @@ class Gateway:
         fields = protocol.parse_plan(plan)
         if fields["action"] == "boot":
             self._parking.superseded_by(uuid.UUID(fields["client"]))
-        return Answer.text(plan)
+        return Answer.text(f"{plan}signature={self._signer.signify(plan.encode())}\n")
 
     async def _trouble(self, request: Request) -> Answer:
         await self._database.write(netboot.trouble, await request.form())

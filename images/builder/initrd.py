@@ -34,6 +34,9 @@ APPLETS = (
     "mkdir", "mount", "mv", "reboot", "rm", "setsid", "sh", "sha256sum", "sleep", "stat", "switch_root", "sync", "timeout", "tr",
     "udhcpc", "uname", "usleep", "wget",
 )  # fmt: skip
+# Each of the Debian package of its name: the one that tells the kernel of a hash tree (DM_TABLE_LOAD), the one that checks
+# the signature of the boot plan.
+PROGRAMS = ("dmsetup", "signify-openbsd")
 # For the kernel that starts it. Its algorithms were tested by those who built it; at each boot that costs more than a second
 # (cryptomgr's tests, and crypto_kdf108_init, which is nothing but one).
 KERNEL_WORDS = "quiet cryptomgr.notests initcall_blacklist=crypto_kdf108_init"
@@ -88,7 +91,7 @@ def fingerprint(tree: Path, kernel_release: str, daemon: Path, run: Runner) -> s
     read = {f"module {path}": modules_dir / path for path in modules}
     read |= {f"table {name}": modules_dir / name for name in ("modules.dep", "modules.alias", "modules.softdep")}
     read |= {f"firmware {name}": path for name, path in _firmware(tree, modules_dir, modules).items()}
-    read |= {f"program {name}": path for name, path in _dmsetup(run).items()}
+    read |= {f"program {name}": path for name, path in _programs(run).items()}
     read |= {"program busybox": _busybox(run), "this": Path(__file__)}
     for top in (SCRIPTS, daemon):
         read |= {f"{path.relative_to(top.parent)}": path for path in top.rglob("*") if "__pycache__" not in path.parts}
@@ -179,7 +182,12 @@ def _pack_programs(archive: Archive, run: Runner) -> None:
     for applet in APPLETS:
         archive.symlink(f"bin/{applet}", "busybox")
     archive.symlink("sbin/modprobe", "../fleet/modprobe")
-    _pack_dmsetup(archive, run)
+    programs = _programs(run)
+    for name in _parents(programs):
+        if name not in DIRECTORIES:
+            archive.directory(name)
+    for name, path in sorted(programs.items()):
+        archive.file(name, path.read_bytes(), 0o755)
     for script in sorted(SCRIPTS.iterdir()):
         if script.name == "init":
             archive.file("init", script, 0o755)
@@ -197,22 +205,16 @@ def _busybox(run: Runner) -> Path:
     return Path(found)
 
 
-def _dmsetup(run: Runner) -> dict[str, Path]:
-    """The one program that tells the kernel of a hash tree (DM_TABLE_LOAD), and the libraries it is linked with."""
-    found = shutil.which("dmsetup", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if found is None:
-        raise BuildError("The initrd needs dmsetup: install the Debian package dmsetup.")
-    libraries = _LIBRARY.findall(run(["ldd", found]))
-    return {"bin/dmsetup": Path(found)} | {path.removeprefix("/"): Path(path) for path in libraries}
-
-
-def _pack_dmsetup(archive: Archive, run: Runner) -> None:
-    files = _dmsetup(run)
-    for name in _parents(files):
-        if name not in DIRECTORIES:
-            archive.directory(name)
-    for name, path in sorted(files.items()):
-        archive.file(name, path.read_bytes(), 0o755)
+def _programs(run: Runner) -> dict[str, Path]:
+    """What busybox has no applet for, and the libraries it is linked with: their names in the initrd, where they are here."""
+    found: dict[str, Path] = {}
+    for name in PROGRAMS:
+        program = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+        if program is None:
+            raise BuildError(f"The initrd needs {name}: install the Debian package {name}.")
+        libraries = _LIBRARY.findall(run(["ldd", program]))
+        found |= {f"bin/{name}": Path(program)} | {path.removeprefix("/"): Path(path) for path in libraries}
+    return found
 
 
 def _is_static(program: Path) -> bool:

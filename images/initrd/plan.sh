@@ -1,5 +1,5 @@
 # shellcheck shell=sh disable=SC2034,SC2154 # its variables come from init or go there
-# Asks the server what to boot. Reads: server, mac, token. Sets the plan_* variables.
+# Asks the server what to boot. Reads: server, mac, token, keys. Sets the plan_* variables.
 
 # adapters: PCI base class 03, as docs/protocol.md writes them; sysfs lists them by address.
 adapters() {
@@ -21,9 +21,22 @@ adapters() {
 ask() {
     read -r boot_id </proc/sys/kernel/random/boot_id
     read -r _ memory_kib _ </proc/meminfo
-    timeout 15 wget -q -O /run/fleet/plan "$server/boot/v1/plan" --post-data \
+    timeout 15 wget -q -O /run/fleet/signed "$server/boot/v1/plan" --post-data \
         "token=$token&mac=$mac&boot_id=$boot_id&kernel=$(uname -r)&memory_kib=$memory_kib&pci=$(adapters)&uptime_ms=$(uptime_ms)" \
         2>/run/fleet/answer
+}
+
+# signed: whether a key of the command line signed what came, for this very boot. /run/fleet/plan is then what it signed.
+signed() {
+    grep -v '^signature=' /run/fleet/signed >/run/fleet/plan
+    printf 'untrusted comment: plan\n%s\n' "$(grep '^signature=' /run/fleet/signed | cut -d = -f 2-)" >/run/fleet/signature
+    proof=1
+    for key in $(echo "$keys" | tr , ' '); do
+        printf 'untrusted comment: key\n%s\n' "$key" >/run/fleet/key
+        signify-openbsd -V -q -p /run/fleet/key -x /run/fleet/signature -m /run/fleet/plan 2>/run/fleet/answer && proof=0
+    done
+    rm /run/fleet/signed /run/fleet/signature /run/fleet/key
+    [ "$proof" -eq 0 ] && grep -qx "boot=$boot_id" /run/fleet/plan
 }
 
 # plan: returns when there is something to boot.
@@ -32,6 +45,7 @@ plan() {
     while :; do
         plan_action=
         if ask; then
+            signed || fail plan bad-signature "The boot plan is not signed, for this boot, by a key that this PC was started with."
             read_plan </run/fleet/plan
             tries=0
         else

@@ -1,5 +1,6 @@
 """The gateway as the process it is: sessions, polls, nudges, reports, and what its own end and that of Redis cost."""
 
+import base64
 import json
 import select
 import signal
@@ -11,6 +12,7 @@ from datetime import timedelta
 
 import pytest
 import redis
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from django.db import transaction
 from django.utils import timezone
 from pytest_django.fixtures import Settings
@@ -102,6 +104,12 @@ def test_a_client_boots_over_http_and_a_second_boot_ends_the_first_ones_poll(roo
         asked = urllib.parse.urlencode(form(token_of(first.client.mac), first.client.mac, CIRRUS)).encode()
         reply = firmware.ask("POST", "/boot/v1/plan", asked)
         assert b"action=boot\n" in reply.body
+        plan, _, signature = reply.body.rpartition(b"signature=")
+        key = base64.b64decode(script.body.partition(b"fleet.keys=")[2].split()[0])
+        proof = base64.b64decode(signature)
+        Ed25519PublicKey.from_public_bytes(key[10:]).verify(proof[10:], plan)
+        assert proof[:10] == key[:10]
+        assert b"boot=" + urllib.parse.parse_qs(asked)[b"boot_id"][0] + b"\n" in plan
         assert visitor.reply().status == 409
         assert visitor.poll().status == 409
         assert visitor.open(str(first.boot_id)).status == 409

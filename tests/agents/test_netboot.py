@@ -324,9 +324,11 @@ def test_a_pinned_class_stays_whatever_the_rules_say(world: World, both: Client)
 
 def test_what_no_rule_matches_gets_the_default_class_or_waits_as_the_site_chooses(world: World, both: Client) -> None:
     Site.objects.update(default_class=world.contest)
-    said = plan_of(both, UNKNOWN)
+    boot_id = str(uuid.uuid4())
+    said = plan_of(both, UNKNOWN, boot_id=boot_id)
     assert said == {
         "protocol": "1",
+        "boot": boot_id,
         "action": "wait",
         "reason": "No rule of Club room knows the adapter 1234:1111  a volunteer can give it a class.",
         "retry_s": "10",
@@ -438,6 +440,7 @@ def test_a_class_with_another_kernel_restarts_once_and_then_has_the_right_one(wo
     Client.objects.update(client_class=world.gamer)
     token = token_of(MAC)
     said = plan(token, pci=ATI)
+    assert said.pop("boot")
     assert said == {"protocol": "1", "action": "restart", "reason": "Paper contest needs another kernel"}
     assert plan_refusal(token)[1] == "The boot token was used already."
     again = token_of(MAC)

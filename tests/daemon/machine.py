@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from agents.daemon import protocol
+from agents.signing import Signer, signify_key
 from images.builder.manifest import Manifest
 from images.builder.recipe import Hook, Recipe, RecipeFile
 from images.builder.store import Store
@@ -100,13 +101,16 @@ def machine(manifest: Manifest, store: Store, memory_mib: int = 1024) -> Iterato
 
     def answer(body: bytes) -> bytes:
         gateway.boot_id = dict(urllib.parse.parse_qsl(body.decode()))["boot_id"]
-        return protocol.format_plan(plan).encode()
+        text = protocol.format_plan({**plan, "boot": gateway.boot_id}).encode()
+        return text + b"signature=%s\n" % signer.signify(text).encode()
 
+    signer = Signer(gateway.session_key.name, gateway.session_key.secret)
     gateway.pages["/boot/v1/plan"] = answer
     try:
         with Lab(gateway.server.server_address[1], network="user") as lab:
             pc = lab.pc("seat-7", memory_mib=memory_mib)
             words = f"console=ttyS0 fleet.server={lab.url} fleet.mac={pc.mac} fleet.token={'a' * 32}"
+            words += f" fleet.keys={signify_key(gateway.session_key.public)}"
             pc.boot(paths["kernel"], paths["initrd"], words)
             pc.wait_for(ROOT_LOGIN, 180)
             booted = Machine(gateway, pc, manifest)

@@ -6,6 +6,7 @@ The real one is agents/gateway; it never misbehaves, so it cannot show what an i
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import threading
 import urllib.parse
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from agents.signing import Signer, make_keys, signify_keys
 from images.builder.verity import Verity
 
 BEARER = "b" * 64
@@ -95,6 +97,10 @@ class Gateway:
         self.troubles: list[Form] = []
         self.downloads: list[tuple[str, str]] = []  # path, Range or ""
         self.command_line = "console=tty0 console=ttyS0"
+        with tempfile.TemporaryDirectory() as keys:
+            make_keys(Path(keys))
+            self.keys = signify_keys(Path(keys), "session")
+            self.signer = Signer.load(f"{keys}/session.key", "session")
         self.come = threading.Event()
         gateway = self
 
@@ -120,7 +126,12 @@ class Gateway:
 
     def append(self, url: str, mac: str, extra: str = "") -> str:
         """The kernel command line, `url` being this gateway's as the client sees it."""
-        return f"{self.command_line} fleet.server={url} fleet.mac={mac} fleet.token={'a' * 32} {extra}".strip()
+        return f"{self.command_line} fleet.server={url} fleet.mac={mac} fleet.token={'a' * 32} fleet.keys={self.keys} {extra}".strip()
+
+    def signed(self, plan: str, boot_id: str) -> str:
+        """The plan as it goes to the boot `boot_id`."""
+        plan += f"boot={boot_id}\n"
+        return f"{plan}signature={self.signer.signify(plan.encode())}\n"
 
     def wait_for_trouble(self, number: int = 1, timeout_s: float = 120.0) -> Form:
         """The report `number`; raises AssertionError when it does not come."""
@@ -170,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.owner.asked.append(form)
             plans = self.owner.plans
             answer = plans.pop(0) if len(plans) > 1 else plans[0]
-            self._error(answer) if isinstance(answer, int) else self._say(answer)
+            self._error(answer) if isinstance(answer, int) else self._say(self.owner.signed(answer, form["boot_id"]))
         elif self.path == "/boot/v1/trouble":
             self.owner.troubles.append(form)
             self.send_response(204)

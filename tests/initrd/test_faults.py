@@ -6,7 +6,9 @@ The initrd is the real one, in a real virtual PC; only the gateway is scripted.
 from __future__ import annotations
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from agents.signing import Signer
 from tests.initrd.conftest import Booting, boot
 from tests.lab import Pc
 
@@ -220,6 +222,16 @@ def test_a_pulled_cable_is_named(booting: Booting) -> None:
         pc.wait_for("No link on eth0, round 1 of 5: look at the cable", UP_S)
         pc.plug()
         pc.wait_for(UP, UP_S)
+
+
+def test_a_plan_that_is_not_signed_by_a_key_the_client_started_with_is_not_obeyed(booting: Booting) -> None:
+    with booting() as (gateway, pc):
+        gateway.signer = Signer("another", Ed25519PrivateKey.generate())
+        boot(gateway, pc)
+        trouble = gateway.wait_for_trouble()
+        assert (trouble["stage"], trouble["error"]) == ("plan", "bad-signature")
+        assert gateway.downloads == []
+        assert never_mounted(pc)
 
 
 def test_there_is_a_shell_only_for_the_one_who_asks_on_the_command_line(booting: Booting) -> None:

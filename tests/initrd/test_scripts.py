@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from agents.signing import Signer, make_keys, signify_keys
 from images.builder.initrd import APPLETS, SCRIPTS
 from images.builder.verity import Verity
 from tests.initrd.gateway import Version
@@ -103,3 +104,61 @@ def test_nothing_in_a_plan_is_run(plan_text: str, tmp_path: Path) -> None:
     lines = [f"{key}=$(touch {evil})`touch {evil}`;touch {evil}" for key in ("version", "class", "reason")]
     checked(plan_text + "\n".join(lines))
     assert not evil.exists()
+
+
+BOOT = "3f2b8c1e-0000-4000-8000-000000000001"
+
+
+class Signed:
+    """A plan that came, the keys on the command line, and what `signed` of plan.sh makes of them."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        make_keys(place)
+        self.signer = Signer.load(f"{place}/session.key", "session")
+        self.keys = signify_keys(place, "session")
+
+    def answer(self, plan: str) -> str:
+        return f"{plan}signature={self.signer.signify(plan.encode())}\n"
+
+    def __call__(self, answer: str) -> bool:
+        (self.place / "signed").write_text(answer)
+        script = (SCRIPTS / "plan.sh").read_text().replace("/run/fleet/", f"{self.place}/")
+        script += f"\nkeys={self.keys} boot_id={BOOT}; signed"
+        return subprocess.run(["busybox", "sh", "-c", script], check=False, timeout=10).returncode == 0
+
+
+@pytest.fixture
+def signed(tmp_path: Path) -> Signed:
+    return Signed(tmp_path)
+
+
+def test_a_plan_is_obeyed_that_a_key_of_the_command_line_signed(signed: Signed, plan_text: str, tmp_path: Path) -> None:
+    assert signed(signed.answer(f"{plan_text}boot={BOOT}\n"))
+    assert (tmp_path / "plan").read_text() == f"{plan_text}boot={BOOT}\n"
+    make_keys(tmp_path / "other")
+    signed.keys = f"{signify_keys(tmp_path / 'other', 'session')},{signed.keys}"  # while keys rotate
+    assert signed(signed.answer(f"{plan_text}boot={BOOT}\n"))
+
+
+def test_what_nobody_signed_or_was_changed_is_not_obeyed(signed: Signed, plan_text: str, tmp_path: Path) -> None:
+    plan = f"{plan_text}boot={BOOT}\n"
+    good = signed.answer(plan)
+    assert not signed(plan)
+    assert not signed("")
+    assert not signed(good.replace("user=player", "user=root"))
+    assert not signed(good.replace("protocol=1\n", ""))
+    assert not signed(f"{good}user=root\n")
+    assert not signed(good + good)
+    assert not signed(plan + "signature=\n")
+    assert not signed(plan + "signature=" + "A" * 100 + "\n")
+    make_keys(tmp_path / "other")
+    signed.keys = signify_keys(tmp_path / "other", "session")
+    assert not signed(good)
+
+
+def test_a_plan_for_another_boot_is_not_obeyed(signed: Signed, plan_text: str) -> None:
+    other = BOOT.replace("3f", "4f")
+    assert not signed(signed.answer(f"{plan_text}boot={other}\n"))
+    assert not signed(signed.answer(plan_text))
+    assert not signed(signed.answer(f"{plan_text}reason=boot={BOOT}\n"))
