@@ -35,9 +35,9 @@ ROWS := -m "not lab and not build and not browser and not once" tests/fleet test
 test: setup-test ## the whole suite, on SQLite and PostgreSQL, with real builds, boots and browsers
 	$(LANES) test-machines test-server
 test-machines:
-	@$(PYTEST) $(MACHINES) $(AS_LANE)
+	@{ $(PYTEST) $(MACHINES); machines=$$?; $(PYTHON) -m tests.postgres -- $(PYTEST) $(ROWS) && exit $$machines; } $(AS_LANE)
 test-server:
-	@{ $(PYTEST) $(MACHINES:%=--ignore=%); sqlite=$$?; $(PYTHON) -m tests.postgres -- $(PYTEST) $(ROWS) && exit $$sqlite; } $(AS_LANE)
+	@$(PYTEST) $(MACHINES:%=--ignore=%) $(AS_LANE)
 
 test-fast: setup-test ## what takes less than a minute
 	$(LANES) test-fast-fleet test-fast-rest

@@ -19,6 +19,7 @@ from fleet.hardware import Adapter, parse_adapters
 from fleet.models import Admission, Client, ClientState, Site, token_hash
 from fleet.services import classify
 from fleet.transitions import move
+from images import signatures
 from images.builder.initrd import KERNEL_WORDS
 from images.models import Release
 
@@ -82,6 +83,8 @@ def client_script(query: Mapping[str, str]) -> str:
     release = _release_to_start(client)
     if release is None:
         return _again(f"No version is released at {client.site} yet.", slug)
+    if why := signatures.fault(release.version):
+        return _again(f"{release.version} is not started: {why}.", slug)
     manifest = release.version.manifest
     assert manifest is not None
     token = secrets.token_hex(16)
@@ -177,6 +180,8 @@ def boot_plan(form: Mapping[str, str]) -> str:
     )
     if release is None:
         return _wait(boot_id, f"No version is released to {client_class} yet.")
+    if why := signatures.fault(release.version):
+        return _wait(boot_id, f"{release.version} is not started: {why}.")
     manifest = release.version.manifest
     assert manifest is not None
     if kernel != manifest["kernel_release"]:

@@ -15,10 +15,10 @@ from django.utils import timezone
 
 from agents.daemon import protocol
 from agents.models import BootSession, Command, CommandStatus, SessionStatus, Verb
-from agents.signing import Signer
 from fleet import audit
 from fleet.exceptions import WrongState
 from fleet.models import Client
+from fleet.signing import Signer
 from fleet.transitions import move
 from images import homes
 

@@ -10,7 +10,10 @@ from django.conf import settings
 from django.core.checks import Error, Tags, Warning, register
 from django.http.request import validate_host
 
+from fleet.signing import KINDS
+
 Found = list[Error | Warning]
+PRIVATE_KEYS = tuple(f"{kind.upper()}_KEY" for kind in KINDS)
 
 
 @register(Tags.security, deploy=True)
@@ -38,15 +41,15 @@ def debug(app_configs: Any, **_: Any) -> Found:
 def private_keys(app_configs: Any, **_: Any) -> Found:
     """A private key given to this process must be its owner's alone."""
     found: Found = []
-    for variable in ("COMMAND_KEY", "SESSION_KEY"):
+    for variable in PRIVATE_KEYS:
         path = Path(getattr(settings, variable)) if getattr(settings, variable) else None
         if path is not None and path.is_file() and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             hint = f"chmod 600 {path}"
             message = f"The private key {path} (FLEET_{variable}) can be read by others."
             found.append(Error(message, hint=hint, id="fleet.E003"))
-    if settings.COMMAND_KEY and settings.SESSION_KEY:
-        message = "One process has both private keys: whoever breaks into it could sign commands."
-        hint = "Give FLEET_COMMAND_KEY to the sender alone and FLEET_SESSION_KEY to the gateway alone."
+    if sum(bool(getattr(settings, variable)) for variable in PRIVATE_KEYS) > 1:
+        message = "One process has several private keys: whoever breaks into it could sign more than is its part."
+        hint = "FLEET_COMMAND_KEY is for the sender alone, FLEET_SESSION_KEY for the gateway, FLEET_IMAGE_KEY for the builds."
         found.append(Warning(message, hint=hint, id="fleet.W003"))
     return found
 
@@ -54,7 +57,7 @@ def private_keys(app_configs: Any, **_: Any) -> Found:
 @register(Tags.security, deploy=True)
 def foreign_keys(app_configs: Any, **_: Any) -> Found:
     """Private halves beside the public ones, where every process looks."""
-    own = {Path(path) for path in (settings.COMMAND_KEY, settings.SESSION_KEY) if path}
+    own = {Path(path) for variable in PRIVATE_KEYS if (path := getattr(settings, variable))}
     return [
         Warning(
             f"This process can read the private key {path}, which was not given to it.",
@@ -70,11 +73,11 @@ def foreign_keys(app_configs: Any, **_: Any) -> Found:
 def public_keys(app_configs: Any, **_: Any) -> Found:
     return [
         Error(
-            f"There is no public key {path}: clients could believe no {kind}.",
+            f"There is no public key {path}: nothing could be believed that the {kind} key signs.",
             hint="Run `manage.py keys`, or copy the file from the host where that was done.",
             id="fleet.E005",
         )
-        for kind in ("command", "session")
+        for kind in KINDS
         if not (path := settings.PUBLIC_KEYS / f"{kind}.pub").is_file()
     ]
 

@@ -21,6 +21,7 @@ PUBLIC_KEYS = env.path("FLEET_PUBLIC_KEYS", DATA / "keys")
 # The path of a private key is given only to the process that needs it: the sender, and the gateway.
 COMMAND_KEY = env.text("FLEET_COMMAND_KEY", "")
 SESSION_KEY = env.text("FLEET_SESSION_KEY", "")
+IMAGE_KEY = env.text("FLEET_IMAGE_KEY", "")
 
 # --- what the store keeps -------------------------------------------------------------------------------------------
 RELEASES_KEPT = env.number("FLEET_RELEASES_KEPT", 3, low=1, high=100)  # versions before its present one, per class

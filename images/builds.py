@@ -18,8 +18,9 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from fleet import audit
-from fleet.exceptions import WrongState
+from fleet.exceptions import FleetError, WrongState
 from fleet.transitions import move
+from images import signatures
 from images.builder import director
 from images.builder.errors import BuildError, DiskFull, RecipeError
 from images.builder.manifest import Manifest
@@ -95,6 +96,9 @@ def run(pk: int, tell: Callable[[str], object] = log.debug, place: Path | None =
 def _build(version: ImageVersion, tell: Callable[[str], object], place: Path | None) -> None:
     where, follower = context(), Follower(version, tell)
     try:
+        signatures.signer()  # or all the work would be for nothing
+        if version.parent:
+            signatures.require(version.parent)
         with follower, follower.cancellable():
             recipe = Recipe.from_dict(version.recipe)
             if version.parent and version.changes:
@@ -103,6 +107,8 @@ def _build(version: ImageVersion, tell: Callable[[str], object], place: Path | N
                 manifest = _unchanged(version, recipe, where, follower) or director.build(recipe, where, follower)
     except Cancelled:
         director.sweep_up(where)
+    except FleetError as error:
+        _fail(version, str(error))
     except BuildError as error:
         _fail(version, _explain(version, error, follower.failed_step))
     except Exception as error:
@@ -119,7 +125,11 @@ def _unchanged(version: ImageVersion, recipe: Recipe, where: director.Context, f
         image=version.image, status=VersionStatus.READY, parent=None, storage=Storage.FILES
     )
     last = ready.exclude(provenance="").filter(provenance=version.provenance).order_by("-number").first()
-    if last is None or not all(where.store.touch(sha256) for sha256, _ in artefacts_in(last.manifest)):
+    if (
+        last is None
+        or signatures.fault(last)
+        or not all(where.store.touch(sha256) for sha256, _ in artefacts_in(last.manifest))
+    ):
         return None
     with follower.step("compare", f"Compare with {last}") as step:
         step.output(f"Recipe, archives and builder are those of {last}, so this version is the same.\n")
@@ -137,6 +147,7 @@ def _finish(version: ImageVersion, manifest: Manifest) -> None:
         version,
         VersionStatus.READY,
         digest=manifest.digest,
+        signature=signatures.signed(manifest.to_json()),
         manifest=manifest.to_dict(),
         provenance=version.provenance,
         finished_at=timezone.now(),

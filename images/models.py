@@ -239,6 +239,9 @@ class ImageVersion(models.Model):
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
     digest = models.CharField(max_length=64, blank=True)
+    signature = models.CharField(
+        max_length=128, blank=True, editable=False, help_text="<key id>:<base64>, of who built it."
+    )
     manifest = models.JSONField(null=True)
     failure = models.TextField(blank=True, help_text="What failed, and the command to replay it.")
     storage = models.CharField(max_length=10, choices=Storage.choices, default=Storage.FILES, editable=False)

@@ -18,7 +18,7 @@ from fleet.querysets import ScopedQuerySet, site_of
 from fleet.queue import enqueue
 from fleet.roles import Right
 from fleet.transitions import move
-from images import keeping, quota, tasks
+from images import keeping, quota, signatures, tasks
 from images.builder.change import Change
 from images.builder.errors import RecipeError
 from images.builder.recipe import Recipe
@@ -102,6 +102,7 @@ def may_change(parent: ImageVersion, actor: Actor) -> None:
             hint="Only from a ready version.",
         )
     keeping.require_files(parent)
+    signatures.require(parent)
 
 
 @transaction.atomic
@@ -183,6 +184,7 @@ def release(version: ImageVersion, client_class: ClientClass, actor: Actor, reas
         )
     current = current_of(client_class)
     keeping.require_files(version)
+    signatures.require(version)
     if current and current.version_id == version.pk:
         raise WrongState(f"{version} is what {client_class} boots already.", hint="There is nothing to do.")
     assert version.contents is not None  # the database allows no ready version without
@@ -207,6 +209,7 @@ def roll_back(client_class: ClientClass, actor: Actor, reason: str = "") -> Rele
     if earlier is None:
         raise WrongState(f"{client_class} has no earlier release to go back to.", hint="Release a version instead.")
     keeping.require_files(earlier.version)
+    signatures.require(earlier.version)
     again = Release(
         client_class=client_class, version=earlier.version, home=earlier.home, restores=earlier.restores or earlier
     )

@@ -17,11 +17,11 @@ from fleet import audit
 from fleet.exceptions import OperatorError, WrongState
 from fleet.queue import enqueue
 from fleet.roles import Right
-from images import keeping, services, tasks
+from images import keeping, services, signatures, tasks
 from images.builder import parcel
 from images.builder.errors import BuildError, RecipeError
 from images.builder.manifest import Manifest
-from images.builder.recipe import Recipe
+from images.builder.recipe import Recipe, canonical_json
 from images.builder.store import Artefact, Store
 from images.models import HomeTemplate, Image, ImageVersion, Storage, VersionStatus
 
@@ -112,7 +112,7 @@ def export(
     base = {sha256 for other in have for sha256, _ in keeping.artefacts_in(other.manifest)}
     artefacts = dict(keeping.artefacts_in(version.manifest))
     contents = tuple(Artefact(sha256, size) for sha256, size in artefacts.items())
-    label = parcel.Label(str(version), version.digest, version.recipe, contents, tuple(sorted(base)))
+    label = parcel.Label(str(version), version.digest, version.recipe, contents, tuple(sorted(base)), version.signature)
     shipped = parcel.export(label, store, output, tell)
     audit.record(
         *("version.exported", version),
@@ -138,6 +138,10 @@ def bring(file: Path, image: Image, actor: User, store: Store, tell: Callable[[s
             Manifest.from_dict(manifest)
         except (RecipeError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise BuildError(f"its recipe or manifest is not one of this program's ({error})") from error
+        if why := signatures.fault_of(canonical_json(manifest), label.signature):
+            raise BuildError(
+                f"{why}. Who knows where it comes from puts that server's image.pub into FLEET_PUBLIC_KEYS as image-<name>.pub"
+            )
         if set(keeping.artefacts_in(manifest)) != {(item.sha256, item.bytes) for item in label.artefacts}:
             raise BuildError("it does not list the artefacts that its manifest names")
         seen.update(manifest)
@@ -168,6 +172,7 @@ def _known(label: parcel.Label, manifest: dict[str, Any], image: Image, actor: U
             finished_at=now,
             status=VersionStatus.READY,
             digest=label.digest,
+            signature=label.signature,
             manifest=manifest,
         )
     else:

@@ -7,6 +7,7 @@ from django.contrib.auth.hashers import PBKDF2PasswordHasher
 from django.db import connection
 from django.db.backends.sqlite3.base import DatabaseWrapper
 
+from fleet.signing import make_keys
 from tests.world import World, make_world
 
 
@@ -23,6 +24,14 @@ def django_db_modify_db_settings(tmp_path_factory: pytest.TempPathFactory) -> No
 def static_root(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Whitenoise warns of a directory that only collectstatic makes; tests find static files where they are written."""
     settings.STATIC_ROOT = tmp_path_factory.mktemp("static")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def image_key(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Versions are signed as by a worker of builds."""
+    settings.PUBLIC_KEYS = tmp_path_factory.mktemp("keys")
+    make_keys(settings.PUBLIC_KEYS)
+    settings.IMAGE_KEY = str(settings.PUBLIC_KEYS / "image.key")
 
 
 @pytest.fixture(scope="session", autouse=True)

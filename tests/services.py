@@ -13,6 +13,7 @@ from pathlib import Path
 
 import kombu.pools
 import redis
+from django.conf import settings
 from django.db import connection
 
 from fleet.celery import app
@@ -148,7 +149,10 @@ def celery_worker(queues: str, env: Mapping[str, str], *, concurrency: int = 1) 
         argv += [f"--queues={queues}", f"--concurrency={concurrency}", "--without-gossip", "--without-mingle"]
         argv += [f"--hostname={queues.replace(',', '-')}-{os.getpid()}@localhost"]
         # What a worker that is killed leaves of its temporary files goes with the directory.
-        environment = {"FLEET_DATABASE_URL": database_url(), "TMPDIR": directory, **env}
+        environment = {"FLEET_DATABASE_URL": database_url(), "TMPDIR": directory}
+        if queues == "builds":
+            environment |= {"FLEET_IMAGE_KEY": settings.IMAGE_KEY, "FLEET_PUBLIC_KEYS": str(settings.PUBLIC_KEYS)}
+        environment |= env
         service = start(argv, Path(directory) / "log", environment)
         try:
             wait_for(lambda: _is_ready(service), "the Celery worker is ready", 60)

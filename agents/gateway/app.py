@@ -25,9 +25,10 @@ from agents.gateway.parking import Attendant, Parking
 from agents.models import BootSession, Command, CommandStatus, SessionStatus
 from agents.schedule import GATEWAY_UP
 from agents.sending import CHANNEL
-from agents.signing import Signer, public_keys
+from agents.signing import public_keys, signify
 from fleet.exceptions import FleetError
 from fleet.models import token_hash
+from fleet.signing import Signer
 
 log = logging.getLogger(__name__)
 SWEEP_S = 3.0  # how late a command is found whose nudge was lost, and how often presence is written down, at the most
@@ -199,7 +200,7 @@ class Gateway:
         fields = protocol.parse_plan(plan)
         if fields["action"] == "boot":
             self._parking.superseded_by(uuid.UUID(fields["client"]))
-        return Answer.text(f"{plan}signature={self._signer.signify(plan.encode())}\n")
+        return Answer.text(f"{plan}signature={signify(self._signer, plan.encode())}\n")
 
     async def _trouble(self, request: Request) -> Answer:
         await self._database.write(netboot.trouble, await request.form())

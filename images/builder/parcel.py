@@ -25,6 +25,7 @@ from images.builder.store import Artefact, Store
 FORMAT = "stateless-fleet version 1"
 _MOST_TEXT = 64 << 20  # bytes of version.json and of a manifest
 _MOST_CHUNK = 2 * chunks.SIZES[2]  # of a compressed chunk
+_LONGEST_SIGNATURE = 128  # characters
 _MEMBER = re.compile(r"(index|chunk)/([0-9a-f]{64})")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -40,6 +41,7 @@ class Label:
     recipe: dict[str, Any]
     artefacts: tuple[Artefact, ...]
     base: tuple[str, ...]  # digests of artefacts that the other side must have
+    signature: str  # of the manifest, by who built it
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,7 @@ def _label(tar: tarfile.TarFile) -> Label:
         digests = [label.digest, *label.base, *(artefact.sha256 for artefact in label.artefacts)]
         sound = all(_SHA256.fullmatch(digest) for digest in digests) and isinstance(label.recipe, dict)
         sound = sound and isinstance(label.name, str) and all(type(row.bytes) is int for row in label.artefacts)
+        sound = sound and isinstance(label.signature, str) and len(label.signature) <= _LONGEST_SIGNATURE
         sound = sound and all(artefact.bytes >= 0 for artefact in label.artefacts)
     except (KeyError, TypeError) as error:
         raise BuildError(f"its label is not one: {error}") from error

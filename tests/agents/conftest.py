@@ -7,14 +7,14 @@ import pytest
 from pytest_django.fixtures import Settings
 
 from agents import sending
-from agents.signing import make_keys
+from tests.keys import keys_in
 
 
 @pytest.fixture
 def keys(settings: Settings, tmp_path: Path) -> Iterator[Path]:
     """A directory with fresh keys; this process is web, sender and gateway at once, and Redis is away."""
     directory = tmp_path / "keys"
-    make_keys(directory)
+    keys_in(directory)
     settings.PUBLIC_KEYS = directory
     settings.COMMAND_KEY, settings.SESSION_KEY = str(directory / "command.key"), str(directory / "session.key")
     settings.REDIS_URL = "redis://127.0.0.1:1/0"

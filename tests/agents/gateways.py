@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from agents.daemon import ed25519, protocol
-from agents.signing import make_keys
 from tests.agents.boots import FACTS
+from tests.keys import keys_in
 from tests.services import PROJECT, Service, database_url, free_port, start, wait_for
 
 
@@ -25,7 +25,7 @@ class Gateway:
         self.url = f"http://127.0.0.1:{self.port}"
         self.keys, self.store = directory / "keys", directory / "store"
         self.visitors: list[Visitor] = []
-        make_keys(self.keys)
+        keys_in(self.keys)
         self.environment = {
             "FLEET_DATABASE_URL": database_url(),
             "FLEET_REDIS_URL": redis_url,

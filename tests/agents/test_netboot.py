@@ -26,6 +26,7 @@ from fleet.models import (
     Site,
     UnknownHardware,
 )
+from fleet.signing import make_keys
 from images.models import Release
 from tests.agents.boots import ATI, CIRRUS, KERNEL, form, make_release, plan_of, token_of
 from tests.images.versions import make_manifest
@@ -426,6 +427,16 @@ def test_a_client_that_is_not_in_service_waits_and_keeps_its_token(client: Clien
         assert "pc-01" in said["reason"]
     Client.objects.update(admission=Admission.IN_SERVICE)
     assert plan(token)["action"] == "boot"
+
+
+def test_a_version_that_no_trusted_builder_signed_is_not_started(client: Client, keys: Path) -> None:
+    token = token_of(MAC)
+    make_keys(keys / "other")
+    (keys / "other/image.pub").replace(keys / "image.pub")
+    said = plan(token)
+    assert said["action"] == "wait"
+    assert re.match("gamer-1 is not started: it is signed by the key image-[0-9a-f]{8}, which this", said["reason"])
+    assert "gamer-1 is not started" in netboot.client_script({"mac": MAC})
 
 
 def test_a_class_without_a_release_waits(client: Client) -> None:

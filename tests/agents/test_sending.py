@@ -14,10 +14,10 @@ from pytest_django.fixtures import Settings
 from agents import sending, services, tasks
 from agents.daemon import protocol
 from agents.models import BootSession, Command, CommandStatus, HomeRestore, SessionStatus, Verb
-from agents.signing import Signer
 from fleet import audit
 from fleet.exceptions import SiteError
 from fleet.models import AuditEntry, Client
+from fleet.signing import Signer
 from tests.agents.boots import boot, command_keys, make_release
 from tests.agents.conftest import forget
 from tests.services import celery_sends_to, redis_server

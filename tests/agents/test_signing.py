@@ -9,10 +9,11 @@ import pytest
 from django.core.management import call_command
 from pytest_django.fixtures import Settings
 
-from agents import signing
 from agents.daemon import ed25519, protocol
-from agents.signing import Signer, make_keys, public_keys
+from agents.signing import public_keys
+from fleet import signing
 from fleet.exceptions import SiteError
+from fleet.signing import Signer, make_keys
 from tests.services import PROJECT
 
 
@@ -31,7 +32,7 @@ def test_keys_are_made_once_and_only_their_owner_reads_the_private_ones(
 ) -> None:
     settings.PUBLIC_KEYS = tmp_path / "keys"
     call_command("keys")
-    assert capsys.readouterr().out.count("Made ") == 2
+    assert capsys.readouterr().out.count("Made ") == 3
     before = {path.name: path.read_bytes() for path in settings.PUBLIC_KEYS.iterdir()}
     call_command("keys")
     assert capsys.readouterr().out == ""
@@ -83,7 +84,10 @@ def test_the_key_id_is_of_the_public_key(tmp_path: Path) -> None:
     assert len(base64.b64decode(public)) == 32
 
 
-@pytest.mark.parametrize(("setting", "process"), [("FLEET_COMMAND_KEY", "sender"), ("FLEET_SESSION_KEY", "gateway")])
+@pytest.mark.parametrize(
+    ("setting", "process"),
+    [("FLEET_COMMAND_KEY", "sender"), ("FLEET_SESSION_KEY", "gateway"), ("FLEET_IMAGE_KEY", "builds")],
+)
 def test_each_private_key_is_given_to_one_process_alone(setting: str, process: str) -> None:
     lines = (PROJECT / "Procfile").read_text().splitlines()
     assert [line.partition(":")[0] for line in lines if setting in line] == [process]

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from agents.daemon import protocol
-from agents.signing import Signer, signify_key
+from agents.signing import signify, signify_key
+from fleet.signing import Signer
 from images.builder.manifest import Manifest
 from images.builder.recipe import Hook, Recipe, RecipeFile
 from images.builder.store import Store
@@ -102,7 +103,7 @@ def machine(manifest: Manifest, store: Store, memory_mib: int = 1024) -> Iterato
     def answer(body: bytes) -> bytes:
         gateway.boot_id = dict(urllib.parse.parse_qsl(body.decode()))["boot_id"]
         text = protocol.format_plan({**plan, "boot": gateway.boot_id}).encode()
-        return text + b"signature=%s\n" % signer.signify(text).encode()
+        return text + b"signature=%s\n" % signify(signer, text).encode()
 
     signer = Signer(gateway.session_key.name, gateway.session_key.secret)
     gateway.pages["/boot/v1/plan"] = answer

@@ -14,13 +14,23 @@ from django.core.checks import CheckMessage, run_checks
 from django.core.exceptions import ImproperlyConfigured
 from pytest_django import Settings
 
-from agents.signing import make_keys
 from fleet.env import Env
+from fleet.signing import make_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.once
 SIMPLE = [
-    *("COMMAND_KEY", "SESSION_KEY", "DEBUG", "ALLOWED_HOSTS", "PUBLIC_URL", "GATEWAY_URL", "REDIS_URL", "POLL_HOLD"),
+    *(
+        "COMMAND_KEY",
+        "SESSION_KEY",
+        "IMAGE_KEY",
+        "DEBUG",
+        "ALLOWED_HOSTS",
+        "PUBLIC_URL",
+        "GATEWAY_URL",
+        "REDIS_URL",
+        "POLL_HOLD",
+    ),
     *("POLL_SPREAD", "LOST_AFTER", "BOOT_TOKEN_LIFE", "BOOT_LIMIT", "COMMAND_LIFE"),
 ]
 
@@ -119,7 +129,7 @@ def server(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     settings.SECRET_KEY_CONFIGURED, settings.DEBUG, settings.HTTPS = True, False, True
     settings.PUBLIC_URL, settings.ALLOWED_HOSTS = "https://fleet.example", ["fleet.example"]
     settings.DATA, settings.STORE, settings.PUBLIC_KEYS = tmp_path, tmp_path / "store", tmp_path / "keys"
-    settings.COMMAND_KEY = settings.SESSION_KEY = ""
+    settings.COMMAND_KEY = settings.SESSION_KEY = settings.IMAGE_KEY = ""
     ours = {"ENGINE": "fleet.sqlite", "NAME": tmp_path / "fleet.sqlite3"}
     monkeypatch.setitem(settings.DATABASES, "default", ours)
     return settings
@@ -164,7 +174,7 @@ def database(engine: str, name: str) -> Callable[[Settings], None]:
         (set_to(DEBUG=True), {"fleet.E002"}, "FLEET_DEBUG is on"),
         (readable_key, {"fleet.E003"}, "command.key (FLEET_COMMAND_KEY) can be read by others"),
         (lambda server: (server.PUBLIC_KEYS / "command.pub").unlink(), {"fleet.E005"}, "no public key"),
-        (set_to(PUBLIC_KEYS=Path("/nowhere")), {"fleet.E005"}, "no public key /nowhere/session.pub"),
+        (set_to(PUBLIC_KEYS=Path("/nowhere")), {"fleet.E005"}, "There is no public key /nowhere/"),
         (set_to(ALLOWED_HOSTS=["localhost"]), {"fleet.E006"}, "https://fleet.example, which this server does not"),
         (set_to(ALLOWED_HOSTS=[".fleet.example"]), set(), ""),
         (set_to(PUBLIC_URL="https://[::1]:8443", ALLOWED_HOSTS=["[::1]"]), set(), ""),
@@ -175,7 +185,7 @@ def database(engine: str, name: str) -> Callable[[Settings], None]:
             "/mnt/share/fleet.sqlite3 lies outside FLEET_DATA",
         ),
         (database("django.db.backends.postgresql", "fleet"), set(), ""),
-        (both_keys, {"fleet.W003"}, "One process has both private keys"),
+        (both_keys, {"fleet.W003"}, "One process has several private keys"),
         (lambda server: make_keys(server.PUBLIC_KEYS), {"fleet.W004"}, "session.key, which was not given to it"),
         # A file that nobody may write, root neither.
         (set_to(STORE=Path("/proc/sys/kernel/random/boot_id")), {"fleet.W005"}, "boot_id cannot be written"),

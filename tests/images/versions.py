@@ -6,8 +6,10 @@ from typing import Any
 from django.db.models import Max
 
 from fleet.models import Site
+from images import signatures
 from images.builder.chroot.family import Package
 from images.builder.manifest import Manifest
+from images.builder.recipe import canonical_json
 from images.builder.store import Artefact
 from images.models import HomeTemplate, Image, ImageVersion, VersionStatus
 
@@ -45,7 +47,10 @@ def make_version(image: Image, status: VersionStatus = VersionStatus.READY, **fi
     values: dict[str, Any] = {"number": number, "recipe": image.recipe().to_dict(), "status": status}
     if status == VersionStatus.READY:
         manifest = make_manifest(f"{image.slug}-{number}")
-        values |= {"manifest": manifest.to_dict(), "digest": manifest.digest}
+        contents = fields.get("manifest", manifest.to_dict())
+        body = canonical_json(contents)
+        signature = signatures.signed(body)
+        values |= {"manifest": contents, "digest": hashlib.sha256(body).hexdigest(), "signature": signature}
         HomeTemplate.objects.create(
             image=image, sha256=manifest.home.sha256, bytes=1000, tree_digest=manifest.home_digest
         )

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from agents.signing import Signer, make_keys, signify_keys
+from agents.signing import signify, signify_keys
+from fleet.signing import Signer, make_keys
 from images.builder.verity import Verity
 
 BEARER = "b" * 64
@@ -131,7 +132,7 @@ class Gateway:
     def signed(self, plan: str, boot_id: str) -> str:
         """The plan as it goes to the boot `boot_id`."""
         plan += f"boot={boot_id}\n"
-        return f"{plan}signature={self.signer.signify(plan.encode())}\n"
+        return f"{plan}signature={signify(self.signer, plan.encode())}\n"
 
     def wait_for_trouble(self, number: int = 1, timeout_s: float = 120.0) -> Form:
         """The report `number`; raises AssertionError when it does not come."""

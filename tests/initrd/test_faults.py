@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from agents.signing import Signer
+from fleet.signing import Signer
 from tests.initrd.conftest import Booting, boot
 from tests.lab import Pc
 

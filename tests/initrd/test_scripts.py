@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agents.signing import Signer, make_keys, signify_keys
+from agents.signing import signify, signify_keys
+from fleet.signing import Signer, make_keys
 from images.builder.initrd import APPLETS, SCRIPTS
 from images.builder.verity import Verity
 from tests.initrd.gateway import Version
@@ -119,7 +120,7 @@ class Signed:
         self.keys = signify_keys(place, "session")
 
     def answer(self, plan: str) -> str:
-        return f"{plan}signature={self.signer.signify(plan.encode())}\n"
+        return f"{plan}signature={signify(self.signer, plan.encode())}\n"
 
     def __call__(self, answer: str) -> bool:
         (self.place / "signed").write_text(answer)

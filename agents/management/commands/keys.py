@@ -3,11 +3,11 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand
 
-from agents.signing import make_keys
+from fleet.signing import make_keys
 
 
 class Command(BaseCommand):
-    help = "Makes the key pairs that sign commands and session answers, where they are missing."
+    help = "Makes the key pairs that sign commands, boot plans and image versions, where they are missing."
     requires_system_checks: list[str] = []
 
     def handle(self, *args: Any, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Builds and changes versions from a terminal: build, shell (a maintenance shell in a version's chroot), replay (of a failed build)."""
+"""Builds and changes versions from a terminal: build, shell (a maintenance shell in a version's chroot), replay (of a failed build), sign."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from django.contrib.auth.models import User
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from fleet.exceptions import OperatorError
-from images import builds, services
+from images import builds, services, signatures
 from images.builder import director, maintenance
 from images.builder.__main__ import Terminal
 from images.builder.errors import BuildError
@@ -40,12 +40,21 @@ class Command(BaseCommand):
         )
         replay = actions.add_parser("replay", help="build a version's recipe again, storing no row; keep its directory")
         replay.add_argument("version", help="such as gamer-3")
+        sign = actions.add_parser(
+            "sign",
+            help="vouch for a ready version that is not signed, once what is stored of it was read and found whole",
+        )
+        sign.add_argument("version", help="such as gamer-3")
+        sign.add_argument("--as", dest="person", required=True, help="the user name of the person who vouches for it")
+        sign.add_argument("--reason", default="")
 
     def handle(self, *args: Any, action: str, **options: Any) -> None:
         if action == "build":
             self._build(options["image"], options["person"], options["reason"])
         elif action == "shell":
             self._shell(options["image"], options["person"], options["reason"], options["keep"])
+        elif action == "sign":
+            self._sign(_version(options["version"]), _person(options["person"]), options["reason"])
         else:
             self._replay(options["version"])
 
@@ -96,6 +105,13 @@ class Command(BaseCommand):
         if version.status != VersionStatus.READY:
             raise CommandError(f"{version} is {version.get_status_display().lower()}. {version.failure}")
         self.stdout.write(f"{version} is ready: {version.digest}")
+
+    def _sign(self, version: ImageVersion, user: User, reason: str) -> None:
+        try:
+            signatures.vouch(version, user, builds.context().store, reason)
+        except (OperatorError, BuildError) as error:
+            raise CommandError(str(error)) from error
+        self.stdout.write(f"{version} is signed: {version.signature.partition(':')[0]}")
 
     def _replay(self, name: str) -> None:
         version = _version(name)
