@@ -17,7 +17,7 @@ from fleet.admin.scoped import ScopedAdmin
 from fleet.exceptions import OperatorError
 from fleet.models import ClientClass
 from fleet.roles import Right
-from images import homes, quota, services
+from images import durations, homes, quota, services
 from images.bill import bill_of_materials
 from images.models import HomeTemplate, Image, ImageFile, ImageHook, ImageVersion, Release, VersionStatus
 from images.storage_admin import StorageOrders, storage_of, storage_page
@@ -114,6 +114,7 @@ class ImageAdmin(OrderAdmin[Image]):
         (None, {"fields": ["name", "slug", "site"]}),
         ("System", {"fields": ["family", "suite", "components", "mirror", "packages"]}),
         ("On the client", {"fields": ["user", "uid", "volatile"]}),
+        ("Limits of a build", {"fields": [("most_minutes", "most_mib")]}),
     ]
 
     def get_urls(self) -> list[URLPattern]:
@@ -167,6 +168,7 @@ class ImageAdmin(OrderAdmin[Image]):
         context["versions"] = image.versions.all()[:10] if image else []
         context["may_build"] = image is not None and services.may(request.user, Right.BUILD, image)
         context["room"] = quota.outlook(image) if image else None
+        context["chart"] = durations.chart(image) if image else None
         return super().render_change_form(request, context, *args, **kwargs)
 
 
@@ -197,7 +199,12 @@ class ImageVersionAdmin(StorageOrders, OrderAdmin[ImageVersion]):
     def _steps(self, version: ImageVersion, after: int = 0) -> dict[str, Any]:
         """What the page shows of a build; steps up to number ``after`` are there already."""
         steps = version.steps.filter(number__gt=after)
-        return {"version": version, "steps": steps, "under_way": version.status in UNDER_WAY}
+        return {
+            "version": version,
+            "steps": steps,
+            "under_way": version.status in UNDER_WAY,
+            "outlook": durations.outlook(version),
+        }
 
     def live_view(self, request: HttpRequest, pk: int) -> HttpResponse:
         """The steps as HTML; the page asks for it while a build is under way."""

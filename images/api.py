@@ -51,7 +51,7 @@ class ImageSerializer(serializers.ModelSerializer[Image]):
         model = Image
         fields = [
             *("id", "site", "slug", "name", "family", "suite", "components", "mirror", "packages", "volatile"),
-            *("user", "uid", "files", "hooks"),
+            *("user", "uid", "most_minutes", "most_mib", "files", "hooks"),
         ]
 
 
@@ -71,7 +71,20 @@ class VersionSerializer(serializers.ModelSerializer[ImageVersion]):
     class Meta:
         model = ImageVersion
         fields = [
-            *("id", "image", "name", "number", "status", "reason", "parent", "change", "digest", "sizes", "failure"),
+            *(
+                "id",
+                "image",
+                "name",
+                "number",
+                "status",
+                "reason",
+                "parent",
+                "change",
+                "digest",
+                "signature",
+                "sizes",
+                "failure",
+            ),
             *("storage", "requested_at", "started_at", "finished_at"),
         ]
 

@@ -26,7 +26,7 @@ from images.builder.errors import BuildError, DiskFull, RecipeError
 from images.builder.manifest import Manifest
 from images.builder.recipe import Recipe
 from images.builder.store import Store
-from images.follower import Cancelled, Follower
+from images.follower import Cancelled, Follower, OutOfTime
 from images.keeping import artefacts_in
 from images.models import BuildStep, HomeTemplate, ImageVersion, Storage, VersionStatus
 
@@ -36,9 +36,11 @@ WORKER = "builds"  # the actor in the audit log
 SEND_AGAIN = timedelta(seconds=20)
 
 
-def context(*, keep: bool = False) -> director.Context:
+def context(*, most_bytes: int = 0, keep: bool = False) -> director.Context:
     """Where versions are built, by the settings."""
-    return director.Context(settings.BUILD_WORK, Store(settings.STORE), settings.DAEMON, keep=keep)
+    return director.Context(
+        settings.BUILD_WORK, Store(settings.STORE), settings.DAEMON, most_bytes=most_bytes, keep=keep
+    )
 
 
 @contextmanager
@@ -94,7 +96,8 @@ def run(pk: int, tell: Callable[[str], object] = log.debug, place: Path | None =
 
 
 def _build(version: ImageVersion, tell: Callable[[str], object], place: Path | None) -> None:
-    where, follower = context(), Follower(version, tell)
+    where = context(most_bytes=version.image.most_mib << 20)
+    follower = Follower(version, tell, version.image.most_minutes * 60)
     try:
         signatures.signer()  # or all the work would be for nothing
         if version.parent:
@@ -105,6 +108,14 @@ def _build(version: ImageVersion, tell: Callable[[str], object], place: Path | N
                 manifest = director.derive(version.parent.digest, recipe, version.changes, where, follower, place)
             else:
                 manifest = _unchanged(version, recipe, where, follower) or director.build(recipe, where, follower)
+    except OutOfTime:
+        director.sweep_up(where)
+        limit = version.image.most_minutes
+        _fail(
+            version,
+            f"It was broken off after {limit} minutes, the limit of {version.image}: the step that was under way then is the last "
+            "one below. Give the image more time, or find out what that step waited for.",
+        )
     except Cancelled:
         director.sweep_up(where)
     except FleetError as error:

@@ -8,6 +8,7 @@ import logging
 import shlex
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,10 @@ _SIGNAL = signal.SIGUSR2  # Celery's pool uses SIGUSR1
 
 class Cancelled(Exception):
     """Somebody cancelled the version that is being built."""
+
+
+class OutOfTime(Exception):
+    """The build took longer than it may."""
 
 
 class Output:
@@ -110,9 +115,11 @@ class FollowedStep:
 class Follower:
     """The steps of one version's build; use as a context, in the main thread of its process (it takes a signal)."""
 
-    def __init__(self, version: ImageVersion, tell: Callable[[str], object]) -> None:
-        """``tell`` gets a line when a step begins and one when it ends."""
+    def __init__(self, version: ImageVersion, tell: Callable[[str], object], limit_s: float) -> None:
+        """``tell`` gets a line when a step begins and one when it ends; after ``limit_s`` OutOfTime is raised."""
         self._version = version
+        self._limit_s = limit_s
+        self._end: type[Exception] = Cancelled
         self._tell = tell
         self._lock = threading.Lock()
         self._steps: list[FollowedStep] = []
@@ -122,6 +129,7 @@ class Follower:
         self._thread = threading.Thread(target=self._follow, name=f"follow {version}")
 
     def __enter__(self) -> Self:
+        self._deadline = time.monotonic() + self._limit_s
         self._before = signal.signal(_SIGNAL, self._break_off)
         self._thread.start()
         return self
@@ -134,7 +142,7 @@ class Follower:
 
     @contextmanager
     def cancellable(self) -> Iterator[None]:
-        """Within it, Cancelled is raised wherever the build is once the version is no longer building."""
+        """Within it, Cancelled is raised wherever the build is once the version is no longer building, or OutOfTime."""
         self._armed = True
         try:
             yield
@@ -165,7 +173,7 @@ class Follower:
     def _break_off(self, _: int, __: FrameType | None) -> None:
         if self._armed:
             self._armed = False
-            raise Cancelled
+            raise self._end
 
     def _write(self) -> None:
         with self._lock:
@@ -183,8 +191,10 @@ class Follower:
                     log.warning("The steps of %s could not be written, trying again: %s", self._version, error)
                     connection.close()
                     continue
-                if not building:
-                    signal.pthread_kill(self._builder, _SIGNAL)
-                    return
+                if building and time.monotonic() < self._deadline:
+                    continue
+                self._end = OutOfTime if building else Cancelled
+                signal.pthread_kill(self._builder, _SIGNAL)
+                return
         finally:
             connection.close()

@@ -66,6 +66,18 @@ class Image(models.Model):
     )
     user = models.CharField(max_length=32, default="player", help_text="Who is logged in automatically.")
     uid = models.PositiveIntegerField(default=1000, validators=[MinValueValidator(1000), MaxValueValidator(59999)])
+    most_minutes = models.PositiveSmallIntegerField(
+        "time limit",
+        default=120,
+        validators=[MinValueValidator(1), MaxValueValidator(1440)],
+        help_text="Minutes after which a build is broken off.",
+    )
+    most_mib = models.PositiveIntegerField(
+        "size limit",
+        default=16384,
+        validators=[MinValueValidator(64)],
+        help_text="MiB that the files of the root may have, unpacked.",
+    )
 
     objects = ScopedQuerySet["Image"].as_manager()
 

@@ -69,11 +69,13 @@ def main() -> int:
     parser.add_argument("--store", type=Path, required=True, help="the store of artefacts")
     parser.add_argument("--daemon", type=Path, default=DAEMON, help="the agent that goes into the initrd")
     parser.add_argument("--epoch", type=int, help="no time in the version is later (s)")
+    parser.add_argument("--most-bytes", type=int, default=0, help="that the files of the root may have; 0: no limit")
     parser.add_argument("--keep", action="store_true", help="leave the tree in the scratch directory")
     parser.add_argument("--verbose", action="store_true", help="show the output of commands")
     parser.add_argument("--events", action="store_true", help="print steps as JSON lines (see apart.py)")
     arguments = parser.parse_args()
-    context = Context(arguments.work, Store(arguments.store), arguments.daemon, arguments.epoch, arguments.keep)
+    store, limit = Store(arguments.store), arguments.most_bytes
+    context = Context(arguments.work, store, arguments.daemon, arguments.epoch, limit, arguments.keep)
     events = Events(sys.stdout) if arguments.events else None
     try:
         text = sys.stdin.read() if arguments.recipe == "-" else Path(arguments.recipe).read_text()

@@ -42,6 +42,7 @@ class Context:
     store: Store
     daemon: Path  # the directory agents/daemon, packed into the initrd
     epoch: int | None = None  # no time in a version is later (s); None: the youngest file of a package
+    most_bytes: int = 0  # that the files of a root may have, unpacked; 0: no limit
     keep: bool = False  # leave the tree in `work` until the next sweep, for a person who replays a command
 
     @property
@@ -55,6 +56,7 @@ class Context:
             *("--work", str(self.work.resolve()), "--store", str(self.store.root.resolve())),
             *("--daemon", str(self.daemon.resolve())),
             *([] if self.epoch is None else ["--epoch", str(self.epoch)]),
+            *(["--most-bytes", str(self.most_bytes)] if self.most_bytes else []),
             *(["--keep"] if self.keep else []),
         ]
 
@@ -90,7 +92,7 @@ def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
         with build.step("finish", "Make it a diskless client's") as run:
             packages = family.packages(tree, run)
             family.finish(tree, epoch)
-        packed = Packed(tree, recipe, packages, epoch)
+        packed = Packed(tree, recipe, packages, epoch, context.most_bytes)
         manifest = pack(packed, ready, context.store, context.daemon, context.initrds, build.step)
         Trees(context.work).keep(manifest.root, tree, epoch)
     Trees(context.work).prune()
@@ -167,7 +169,7 @@ def derive_here(
                 shipped = trim.youngest_shipped(upper if layered else tree, started)
                 epoch = max(parent.epoch, shipped) if context.epoch is None else context.epoch
                 family.finish(tree, epoch)
-            packed = Packed(tree, recipe, packages, epoch, parent.digest, change)
+            packed = Packed(tree, recipe, packages, epoch, context.most_bytes, parent.digest, change)
             manifest = pack(packed, ready, context.store, context.daemon, context.initrds, build.step)
         if layered:
             trees.keep_change(manifest.root, upper, parent.root, epoch)

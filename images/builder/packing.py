@@ -31,6 +31,8 @@ _INITRDS = 8  # kept for builds to come; 7 MB each
 class Packed:
     """What is to be packed: the tree of a recipe with its packages; no time in the version is later than `epoch` (s).
 
+    Its files may have `most_bytes` in all (0: no limit).
+
     A derived version names its parent (digest) and what was changed.
     """
 
@@ -38,6 +40,7 @@ class Packed:
     recipe: Recipe
     packages: tuple[Package, ...]
     epoch: int
+    most_bytes: int = 0
     parent: str = ""
     change: Change | None = None
 
@@ -53,6 +56,12 @@ def pack(packed: Packed, ready: Path, store: Store, daemon: Path, cache: Path, s
     with step("list", "List what is in the root") as run:
         _take_home(tree / "home" / recipe.user, home, run)
         entries = listing(tree)
+        unpacked = sum(entry.size for entry in entries)
+        if 0 < packed.most_bytes < unpacked:
+            has, may = (f"{size / rootplan.MIB:.0f} MiB" for size in (unpacked, packed.most_bytes))
+            raise BuildError(
+                f"the root has {has} of files, the image may have {may}: leave something out, or raise its limit"
+            )
     with step("root", "Pack the read-only root") as run:
         # The slowest of what is left; the others fit beside it.
         packing = run.start(squashfs.command(tree, ready / "root", epoch))
@@ -77,7 +86,7 @@ def pack(packed: Packed, ready: Path, store: Store, daemon: Path, cache: Path, s
             kernel_release=release,
             packages=packed.packages,
             volatile=plan.summary(),
-            unpacked_bytes=sum(entry.size for entry in entries),
+            unpacked_bytes=unpacked,
             epoch=epoch,
             parent=packed.parent,
             change=packed.change.to_dict() if packed.change else None,

@@ -30,7 +30,16 @@ def page(user: User, row: Any) -> Any:
 def recipe_form(**fields: Any) -> dict[str, Any]:
     """What the form of an image posts, without files and hooks unless told."""
     form = {"name": "Game", "slug": "game", "family": "debian", "suite": "bookworm", "components": "main"}
-    form |= {"user": "player", "uid": "1000", "packages": "", "volatile": "", "mirror": "", "site": ""}
+    form |= {
+        "most_minutes": "120",
+        "most_mib": "16384",
+        "user": "player",
+        "uid": "1000",
+        "packages": "",
+        "volatile": "",
+        "mirror": "",
+        "site": "",
+    }
     for part in ("recipe_files", "recipe_hooks"):
         form |= {f"{part}-TOTAL_FORMS": "0", f"{part}-INITIAL_FORMS": "0"}
     return form | fields

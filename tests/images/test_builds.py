@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from django.db import connection
 from django.utils import timezone
+from pytest_django.fixtures import Settings
 
 from fleet.models import AuditEntry
 from images import builds, services, tasks
@@ -42,8 +44,8 @@ class Room:
         return Store(self.place / "store")
 
     @contextmanager
-    def worker(self) -> Iterator[int]:
-        with celery_worker("builds", self.environment) as worker:
+    def worker(self, concurrency: int = 1) -> Iterator[int]:
+        with celery_worker("builds", self.environment, concurrency=concurrency) as worker:
             yield worker.pid
             self.log = worker.log
 
@@ -75,14 +77,16 @@ def _readable(paths: Iterator[Path]) -> Iterator[str]:
 
 
 @pytest.fixture
-def room(transactional_db: None, tmp_path: Path, settings: pytest.MonkeyPatch) -> Iterator[Room]:
+def room(transactional_db: None, tmp_path: Path, settings: Settings) -> Iterator[Room]:
     with redis_server() as redis, celery_sends_to(redis.url):
         environment = {
             "FLEET_REDIS_URL": redis.url,
             "FLEET_STORE": str(tmp_path / "store"),
             "FLEET_BUILD_WORK": str(tmp_path / "work"),
+            "FLEET_IMAGE_KEY": settings.IMAGE_KEY,
+            "FLEET_PUBLIC_KEYS": str(settings.PUBLIC_KEYS),
         }
-        settings.STORE, settings.BUILD_WORK = tmp_path / "store", tmp_path / "work"  # type: ignore[attr-defined]
+        settings.STORE, settings.BUILD_WORK = tmp_path / "store", tmp_path / "work"
         yield Room(tmp_path, environment, make_world())
 
 
@@ -133,6 +137,11 @@ def test_a_worker_builds_a_version_and_its_steps_stream_into_rows(room: Room) ->
         derived = services.request_derived(version, {"install": ["hello"]}, room.world.vera)
         until(same, VersionStatus.READY)
         until(derived, VersionStatus.READY)
+        Image.objects.update(most_mib=64)
+        too_large = services.request_derived(
+            version, {"files": [{"path": "/etc/motd", "content": "x"}]}, room.world.vera
+        )
+        until(too_large, VersionStatus.FAILED)
     assert same.digest == version.digest
     assert list(same.steps.values_list("name", flat=True)) == ["compare"]
     assert derived.contents is not None
@@ -140,6 +149,8 @@ def test_a_worker_builds_a_version_and_its_steps_stream_into_rows(room: Room) ->
         package.name for package in manifest.packages
     } == {"hello"}
     assert list(derived.steps.values_list("name", flat=True))[:3] == ["open", "packages", "finish"]
+    assert too_large.failure.startswith("List what is in the root: the root has ")
+    assert "the image may have 64 MiB: leave something out, or raise its limit" in too_large.failure
     assert Manifest.load(room.store, version.digest) == manifest
 
 
@@ -223,19 +234,23 @@ def test_a_full_disk_is_told_as_such(room: Room) -> None:
 @pytest.mark.slow
 @pytest.mark.build
 @pytest.mark.root
-def test_a_lost_message_costs_a_delay_and_one_build_of_an_image_runs_at_a_time(room: Room) -> None:
-    image = make_image(room.world.clubroom, packages="no-such-game")
-    first, second = (make_version(image, VersionStatus.QUEUED, recipe=image.recipe().to_dict()) for _ in range(2))
+def test_a_lost_message_costs_a_delay_and_one_build_of_an_image_runs_at_a_time_beside_another_ones(room: Room) -> None:
+    image, another = (make_image(room.world.clubroom, slug, packages="no-such-game") for slug in ("gamer", "contest"))
+    first, second, third = (
+        make_version(of, VersionStatus.QUEUED, recipe=of.recipe().to_dict()) for of in (image, image, another)
+    )
     assert builds.overdue() == []
     ImageVersion.objects.update(sent_at=timezone.now() - timedelta(minutes=1))
-    with room.worker():
+    with room.worker(concurrency=2):
         tasks.tick()
-        until(first, VersionStatus.FAILED, seconds=60)
-        until(second, VersionStatus.FAILED, seconds=60)
+        for version in (first, second, third):
+            until(version, VersionStatus.FAILED, seconds=180)
     assert builds.overdue() == []
     assert first.finished_at
     assert second.started_at
     assert second.started_at >= first.finished_at
+    assert third.started_at
+    assert third.started_at < first.finished_at
 
 
 def test_a_version_waits_while_its_image_has_another_build(world: World) -> None:
@@ -282,7 +297,7 @@ def test_output_keeps_its_head_and_its_tail() -> None:
 def test_a_silent_command_is_broken_off_when_its_version_is_cancelled(transactional_db: None) -> None:
     world = make_world()
     version = make_version(make_image(world.clubroom), VersionStatus.BUILDING)
-    follower = Follower(version, lambda line: None)
+    follower = Follower(version, lambda line: None, 60)
 
     def cancel() -> None:
         wait_for(lambda: version.steps.filter(output__endswith="1999\n2000\n").exists(), "the step's output")
@@ -299,3 +314,21 @@ def test_a_silent_command_is_broken_off_when_its_version_is_cancelled(transactio
     row = version.steps.get()
     assert (row.failed, row.exit_code, row.command) == (True, None, "sh -c 'seq 2000; sleep 30'")
     assert follower.failed_step == row
+
+
+@pytest.mark.slow
+@pytest.mark.root
+def test_a_build_that_takes_longer_than_it_may_is_broken_off_and_says_so(
+    transactional_db: None, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.STORE, settings.BUILD_WORK = tmp_path / "store", tmp_path / "work"
+    image = make_image(make_world().clubroom, most_minutes=1)
+    version = make_version(image, VersionStatus.QUEUED, recipe=image.recipe().to_dict())
+    clock = time.monotonic
+    monkeypatch.setattr("images.follower.time", SimpleNamespace(monotonic=lambda: clock() * 60))  # a minute is a second
+    builds.run(version.pk)
+    version.refresh_from_db()
+    assert version.status == VersionStatus.FAILED
+    assert version.failure.startswith("It was broken off after 1 minutes, the limit of Gamer image")
+    assert list(version.steps.values_list("name", "failed")) == [("bootstrap", True)]
+    assert not [path for path in (tmp_path / "work").rglob("*") if path.name == "tree"]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 from django.db import connection
+from pytest_django.fixtures import Settings
 
 from agents.models import BootSession, Command, CommandStatus, HomeRestore, RestoreResult, SessionStatus
 from fleet import audit
@@ -97,11 +98,12 @@ def ended(command: Command) -> bool:
 
 
 @pytest.fixture
-def box(transactional_db: None, tmp_path: Path) -> Iterator[Box]:
+def box(transactional_db: None, tmp_path: Path, settings: Settings) -> Iterator[Box]:
     """All processes of the Procfile on the test's database."""
     env = box_environment(tmp_path)
     env |= {"FLEET_DATABASE_URL": database_url(), "FLEET_GATEWAY_URL": f"http://{SERVER}:{env['GATEWAY_PORT']}"}
     prepare(env)
+    settings.PUBLIC_KEYS = tmp_path / "keys"
     lines: list[str] = []
     processes = Processes(
         read_procfile(BASE_DIR / "Procfile", env), env, lambda name, line: lines.append(f"{name}: {line}")
