@@ -11,6 +11,7 @@ from uuid import UUID
 from django.db import transaction
 from django.utils import timezone
 
+from agents import judging
 from agents.daemon import protocol
 from agents.evidence import silence
 from agents.models import BootSession, SessionStatus
@@ -89,13 +90,15 @@ def open_session(session: BootSession, boot_id: str, facts: Mapping[str, Any]) -
 @transaction.atomic
 def says_state(session_id: UUID, state: str) -> None:
     """The daemon says in what state its client is. A session that counted as lost is open again: it was late."""
-    session = BootSession.objects.get(pk=session_id)
+    session = BootSession.objects.select_related("release").get(pk=session_id)
     client = locked(session.client_id)  # or the clock, which calls it lost at this moment, would have the last word
     session.refresh_from_db()
     if session.status == SessionStatus.LOST:
         move(session, SessionStatus.OPEN, last_seen=timezone.now(), ended_at=None)
     if session.status == SessionStatus.OPEN:
         observe(client, _STATES[state])
+        if state in (protocol.READY, protocol.IN_USE):
+            judging.ready(session)
 
 
 @transaction.atomic

@@ -9,6 +9,7 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
+from agents import judging
 from agents.daemon import protocol
 from agents.evidence import new_boot
 from agents.models import BootSession, BootToken, SessionStatus
@@ -19,7 +20,7 @@ from fleet.hardware import Adapter, parse_adapters
 from fleet.models import Admission, Client, ClientState, Site, token_hash
 from fleet.services import classify
 from fleet.transitions import move
-from images import signatures
+from images import releasing, signatures
 from images.builder.initrd import KERNEL_WORDS
 from images.models import Release
 
@@ -93,6 +94,7 @@ def client_script(query: Mapping[str, str]) -> str:
         client=client,
         digest=token_hash(token),
         kernel=manifest["kernel_release"],
+        release=release,
         expires_at=timezone.now() + timedelta(seconds=settings.BOOT_TOKEN_LIFE),
     )
     observe(client, ClientState.BOOTING)
@@ -141,10 +143,10 @@ def _site(slug: str) -> Site:
 
 def _release_to_start(client: Client) -> Release | None:
     """Whose kernel and initrd a client starts with, before its class is known: its last class's, else the site's."""
-    current = Release.objects.filter(current=True, client_class__site=client.site).select_related("version", "home")
     for client_class in (client.client_class_id, client.site.default_class_id):
-        if client_class and (release := current.filter(client_class=client_class).first()):
+        if client_class and (release := releasing.release_for(client, client_class)):
             return release
+    current = Release.objects.filter(current=True, client_class__site=client.site).select_related("version", "home")
     return current.order_by("-released_at").first()
 
 
@@ -163,6 +165,7 @@ def boot_plan(form: Mapping[str, str]) -> str:
     boot_id, kernel, memory = form.get("boot_id", ""), form.get("kernel", ""), form.get("memory_kib", "")
     if not _UUID(boot_id) or not _KERNEL(kernel) or not memory.isdecimal() or len(memory) > 12:
         raise Refusal(400, "The boot_id, kernel or memory_kib is not one.")
+    BootToken.objects.filter(pk=token.pk, heard_at=None).update(heard_at=timezone.now())
     client.adapters = [adapter.as_json() for adapter in adapters]
     client.memory_kib = int(memory)
     client.save(update_fields=["adapters", "memory_kib"])
@@ -175,9 +178,7 @@ def boot_plan(form: Mapping[str, str]) -> str:
         return _wait(
             boot_id, f"No rule of {client.site} knows the adapter {_ids(adapters)}; a volunteer can give it a class."
         )
-    release = (
-        Release.objects.filter(client_class=client_class, current=True).select_related("version__image", "home").first()
-    )
+    release = releasing.release_for(client, client_class)
     if release is None:
         return _wait(boot_id, f"No version is released to {client_class} yet.")
     if why := signatures.fault(release.version):
@@ -292,5 +293,6 @@ def trouble(form: Mapping[str, str]) -> None:
     client = token.client
     for session in BootSession.objects.filter(client=client, status=SessionStatus.BOOTING):
         move(session, SessionStatus.LOST, ended_at=timezone.now())
+        judging.failed(session)
     observe(client, ClientState.BOOTING, trouble=text)
     audit.record("boot.failed", client, site=client.site, actor="gateway", stage=stage, error=error, detail=detail)

@@ -17,9 +17,10 @@ from fleet.admin.scoped import ScopedAdmin
 from fleet.exceptions import OperatorError
 from fleet.models import ClientClass
 from fleet.roles import Right
-from images import durations, homes, quota, services
+from images import durations, homes, quota, releasing, services
 from images.bill import bill_of_materials
 from images.models import HomeTemplate, Image, ImageFile, ImageHook, ImageVersion, Release, VersionStatus
+from images.release_admin import CanaryEnds, CanaryOrders, others_of
 from images.storage_admin import StorageOrders, storage_of, storage_page
 
 M = TypeVar("M", bound=models.Model)
@@ -55,7 +56,7 @@ class OrderAdmin(ScopedAdmin[M]):
             return HttpResponseRedirect(page_of(row))
 
 
-def _chosen_class(request: HttpRequest) -> ClientClass:
+def chosen_class(request: HttpRequest) -> ClientClass:
     chosen = request.POST.get("client_class", "")
     classes = ClientClass.objects.visible_to(actor(request))
     client_class = classes.filter(pk=int(chosen)).first() if chosen.isdecimal() and len(chosen) < 18 else None
@@ -173,8 +174,8 @@ class ImageAdmin(OrderAdmin[Image]):
 
 
 @admin.register(ImageVersion)
-class ImageVersionAdmin(StorageOrders, OrderAdmin[ImageVersion]):
-    orders = ("release", "derive", "upgrades", "cancel", "retry", "forget", "archive", "restore")
+class ImageVersionAdmin(CanaryOrders, StorageOrders, OrderAdmin[ImageVersion]):
+    orders = ("release", "canary", "derive", "upgrades", "cancel", "retry", "forget", "archive", "restore")
     list_display = ["__str__", "image", "status", "requested_at", "requested_by", "reason"]
     list_filter = ["status", "image"]
     search_fields = ["image__slug", "image__name", "digest", "reason"]
@@ -183,9 +184,11 @@ class ImageVersionAdmin(StorageOrders, OrderAdmin[ImageVersion]):
     def get_urls(self) -> list[URLPattern]:
         live = self.admin_site.admin_view(self.live_view)
         bill = self.admin_site.admin_view(self.bill_view)
+        beside = self.admin_site.admin_view(self.compare_view)
         return [
             path("<int:pk>/live/", live, name="images_imageversion_live"),
             path("<int:pk>/sbom/", bill, name="images_imageversion_sbom"),
+            path("<int:pk>/beside/<int:other>/", beside, name="images_imageversion_compare"),
             *super().get_urls(),
         ]
 
@@ -221,11 +224,12 @@ class ImageVersionAdmin(StorageOrders, OrderAdmin[ImageVersion]):
         context["may_build"] = services.may(request.user, Right.BUILD, version)
         context["classes"] = classes.filter(site=site) if site else classes
         context["contents"] = version.contents
+        context["others"] = others_of(version) if version.contents else []
         context["releases"] = Release.objects.visible_to(actor(request)).filter(version=version, current=True)
         return super().render_change_form(request, context, *args, **kwargs)
 
     def order_release(self, request: HttpRequest, version: ImageVersion) -> ImageVersion:
-        client_class = _chosen_class(request)
+        client_class = chosen_class(request)
         services.release(version, client_class, actor(request), request.POST.get("reason", ""))
         self.message_user(request, f"{client_class} boots {version} from its next boot on.", messages.SUCCESS)
         return version
@@ -262,12 +266,16 @@ class ImageVersionAdmin(StorageOrders, OrderAdmin[ImageVersion]):
 
 
 @admin.register(Release)
-class ReleaseAdmin(OrderAdmin[Release]):
-    orders = ("roll-back",)
+class ReleaseAdmin(CanaryEnds, OrderAdmin[Release]):
+    orders = ("roll-back", "promote", "withdraw")
     actions = ["roll_back"]
-    list_display = ["client_class", "version", "current", "released_at", "released_by", "reason"]
-    list_filter = ["current", "client_class"]
+    list_display = ["client_class", "version", "stage", "released_at", "released_by", "reason", "outcome"]
+    list_filter = ["current", "canary", "client_class"]
     list_select_related = ["client_class", "version__image", "released_by"]
+
+    @admin.display(description="stage")
+    def stage(self, release: Release) -> str:
+        return "current" if release.current else "canary" if release.is_under_way else "past"
 
     @admin.action(description="Roll the classes of the selected releases back")
     def roll_back(self, request: HttpRequest, releases: QuerySet[Release]) -> None:
@@ -286,7 +294,10 @@ class ReleaseAdmin(OrderAdmin[Release]):
 
     def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         release: Release = context["original"]
-        context["may_roll_back"] = release.current and services.may(request.user, Right.RELEASE, release)
+        may = services.may(request.user, Right.RELEASE, release)
+        context["may_roll_back"] = release.current and may
+        context["may_end"] = release.is_under_way and may
+        context["canaries"] = releasing.clients_of(release) if release.is_under_way else []
         return super().render_change_form(request, context, *args, **kwargs)
 
 
@@ -308,7 +319,7 @@ class HomeTemplateAdmin(OrderAdmin[HomeTemplate]):
         return row
 
     def order_use(self, request: HttpRequest, row: HomeTemplate) -> HomeTemplate:
-        client_class = _chosen_class(request)
+        client_class = chosen_class(request)
         homes.use(row, client_class, actor(request), request.POST.get("reason", ""))
         self.message_user(request, f"Clients of {client_class} get {row} at their next cycle.", messages.SUCCESS)
         return row

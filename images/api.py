@@ -1,12 +1,14 @@
 """Images, versions, releases and home templates in the REST API."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
+from django.conf import settings
 from django.http import HttpResponse
 from django_filters import rest_framework as filters
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import extend_schema, extend_schema_field
+from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_field
 from rest_framework import serializers, status
 from rest_framework.decorators import action
 from rest_framework.parsers import MultiPartParser
@@ -15,9 +17,13 @@ from rest_framework.response import Response
 
 from fleet.api.filters import Filters, SiteFilters
 from fleet.api.scoped import ScopedViewSet
-from fleet.models import ClientClass
-from images import homes, quota, services, storing
+from fleet.exceptions import OperatorError, WrongState
+from fleet.models import Client, ClientClass
+from images import homes, quota, releasing, services, storing
 from images.bill import bill_of_materials
+from images.builder.errors import BuildError
+from images.builder.store import Store
+from images.comparing import compare, compare_files
 from images.models import (
     BuildStep,
     HomeTemplate,
@@ -116,7 +122,10 @@ class VersionDetailSerializer(VersionSerializer):
 class ReleaseSerializer(serializers.ModelSerializer[Release]):
     class Meta:
         model = Release
-        fields = ["id", "client_class", "version", "home", "current", "restores", "released_at", "reason"]
+        fields = [
+            *("id", "client_class", "version", "home", "current", "restores", "released_at", "reason"),
+            *("canary", "share", "clients", "ready_within_s", "most_bad", "ended_at", "outcome"),
+        ]
 
 
 class HomeTemplateSerializer(serializers.ModelSerializer[HomeTemplate]):
@@ -163,6 +172,24 @@ class DeriveOrderSerializer(ReasonSerializer):
 
 class ReleaseOrderSerializer(ReasonSerializer):
     client_class = serializers.IntegerField(help_text="The id of the class that is to boot the version.")
+
+
+class CanaryOrderSerializer(ReleaseOrderSerializer):
+    share = serializers.IntegerField(
+        min_value=0, max_value=100, default=0, help_text="Percent of the clients of the class."
+    )
+    clients = serializers.ListField(
+        child=serializers.UUIDField(), default=list, max_length=1000, help_text="Ids of clients, beside that share."
+    )
+    ready_within_s = serializers.IntegerField(
+        min_value=10, max_value=3600, default=Release.READY_WITHIN_S, help_text="A boot that takes longer (s) is bad."
+    )
+    most_bad = serializers.IntegerField(
+        min_value=0,
+        max_value=10000,
+        default=Release.MOST_BAD,
+        help_text="So many bad clients withdraw it by itself; 0: never.",
+    )
 
 
 def _asked(serializer: type[serializers.Serializer[Any]], request: Request) -> dict[str, Any]:
@@ -231,6 +258,46 @@ class VersionViewSet(ScopedViewSet[ImageVersion]):
         client_class = _class_of(request, order["client_class"])
         new = services.release(version, client_class, request.user, order["reason"])
         return Response(ReleaseSerializer(new).data, status=status.HTTP_201_CREATED)
+
+    @extend_schema(request=CanaryOrderSerializer, responses={201: ReleaseSerializer})
+    @action(detail=True, methods=["post"])
+    def canary(self, request: Request, pk: str) -> Response:
+        """Give a ready version to some clients of a class, to see how it does before all get it."""
+        version, order = self.get_object(), _asked(CanaryOrderSerializer, request)
+        client_class = _class_of(request, order["client_class"])
+        clients = list(Client.objects.visible_to(request.user).filter(pk__in=order["clients"]))
+        if len(clients) != len(set(order["clients"])):
+            raise OperatorError("Not all of these clients are known.", hint="Name clients of this class by their ids.")
+        limits = releasing.Limits(order["ready_within_s"], order["most_bad"])
+        asked = {"share": order["share"], "clients": clients, "limits": limits}
+        new = releasing.start(version, client_class, request.user, order["reason"], **asked)
+        return Response(ReleaseSerializer(new).data, status=status.HTTP_201_CREATED)
+
+    @extend_schema(
+        parameters=[
+            OpenApiParameter("other", int, required=True, description="The id of the older version."),
+            OpenApiParameter("files", bool, description="Compare the files of the roots, too."),
+        ],
+        responses={200: OpenApiTypes.OBJECT},
+    )
+    @action(detail=True, methods=["get"])
+    def compare(self, request: Request, pk: str) -> Response:
+        """What is different from another version: packages, sizes, volatile files, and on demand the files of the roots."""
+        new = self.get_object()
+        asked = request.query_params.get("other", "")
+        known = asked.isascii() and asked.isdecimal() and len(asked) < 18
+        old = self.get_queryset().filter(pk=int(asked)).first() if known else None
+        if old is None:
+            raise OperatorError(f"There is no version {asked!r}.", hint="Give the id of a version as other=.")
+        if old.contents is None or new.contents is None:
+            raise WrongState("Only ready versions can be compared.", hint="Wait until both are built.")
+        answer: dict[str, Any] = asdict(compare(old.contents, new.contents))
+        if request.query_params.get("files", "").lower() in ("1", "true", "yes"):
+            try:
+                answer["files"] = asdict(compare_files(old.contents, new.contents, Store(settings.STORE)))
+            except BuildError as error:
+                raise WrongState(f"The files cannot be compared: {error}.", hint="Compare without files.") from error
+        return Response(answer)
 
     @extend_schema(request=DeriveOrderSerializer, responses={202: VersionSerializer})
     @action(detail=True, methods=["post"])
@@ -303,7 +370,7 @@ class ReleaseFilters(Filters):
 class ReleaseViewSet(ScopedViewSet[Release]):
     """What each class boots (`current`), and booted before."""
 
-    queryset = Release.objects.all()
+    queryset = Release.objects.prefetch_related("clients")
     serializer_class = ReleaseSerializer
     filterset_class = ReleaseFilters
     page_order = ("-released_at", "pk")
@@ -314,6 +381,21 @@ class ReleaseViewSet(ScopedViewSet[Release]):
         """Give the class of this release again what it booted before its current one."""
         earlier = services.roll_back(self.get_object().client_class, request.user, **_asked(ReasonSerializer, request))
         return Response(ReleaseSerializer(earlier).data, status=status.HTTP_201_CREATED)
+
+    @extend_schema(request=ReasonSerializer, responses={201: ReleaseSerializer})
+    @action(detail=True, methods=["post"])
+    def promote(self, request: Request, pk: str) -> Response:
+        """Give the version of this canary to all clients of its class."""
+        new = releasing.promote(self.get_object(), request.user, **_asked(ReasonSerializer, request))
+        return Response(ReleaseSerializer(new).data, status=status.HTTP_201_CREATED)
+
+    @extend_schema(request=ReasonSerializer, responses=ReleaseSerializer)
+    @action(detail=True, methods=["post"])
+    def withdraw(self, request: Request, pk: str) -> Response:
+        """Take this canary back."""
+        row = self.get_object()
+        releasing.withdraw(row, request.user, **_asked(ReasonSerializer, request))
+        return Response(ReleaseSerializer(row).data)
 
 
 class TemplateFilters(Filters):

@@ -100,6 +100,8 @@ def use(row: HomeTemplate, client_class: ClientClass, actor: services.Actor, rea
 
 def now_for(release: Release) -> HomeTemplate:
     """What the home of a client that booted ``release`` is restored to now: of the class's newest release, if the user is the same."""
+    if release.is_under_way:
+        return release.home
     releases = Release.objects.filter(client_class=release.client_class_id, current=True).select_related(
         "home", "version"
     )

@@ -42,7 +42,11 @@ def _released() -> Iterator[tuple[int, str]]:
     lately = timezone.now() - timedelta(hours=settings.STORE_GRACE)
     releases = Release.objects.select_related("client_class", "restores").order_by("client_class_id", "-pk")
     for _, group in groupby(releases, lambda release: release.client_class_id):
-        history = list(group)
+        every = list(group)
+        for canary in every:
+            if canary.is_under_way or (canary.ended_at and canary.canary and canary.ended_at > lately):
+                yield canary.version_id, f"some clients of {canary.client_class} boot it"
+        history = [release for release in every if not release.canary]
         yield from ((release.version_id, f"{release.client_class} boots it") for release in history if release.current)
         for newer, older in pairwise(history):
             if newer.released_at > lately:

@@ -7,7 +7,7 @@ from django.core.validators import MaxValueValidator, MinValueValidator, RegexVa
 from django.db import models
 from django.utils import timezone
 
-from fleet.models import ClientClass, Site
+from fleet.models import Client, ClientClass, Site
 from fleet.querysets import ScopedQuerySet
 from fleet.transitions import status_constraint
 from images.builder.change import Change
@@ -415,9 +415,14 @@ class HomeTemplate(models.Model):
 
 
 class Release(models.Model):
-    """A version given to a class of a site. The current one is what its clients boot; the others are its history."""
+    """A version given to a class of a site. The current one is what its clients boot; the others are its history.
+
+    A canary is given to some of the class's clients, until it ends: promoted (all get it, by a release of its own) or withdrawn.
+    """
 
     SITE = "client_class__site"
+    READY_WITHIN_S = 300
+    MOST_BAD = 2
 
     client_class = models.ForeignKey(ClientClass, on_delete=models.CASCADE, related_name="releases")
     version = models.ForeignKey(ImageVersion, on_delete=models.PROTECT, related_name="releases")
@@ -429,6 +434,28 @@ class Release(models.Model):
     released_at = models.DateTimeField(default=timezone.now)
     released_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
     reason = models.CharField(max_length=200, blank=True)
+    canary = models.BooleanField(default=False, help_text="For some clients only, to see how it does.")
+    share = models.PositiveSmallIntegerField(
+        default=0,
+        validators=[MaxValueValidator(100)],
+        help_text="Of a canary: percent of the clients, the same at each boot.",
+    )
+    clients = models.ManyToManyField(
+        Client, blank=True, related_name="+", help_text="Of a canary: these clients, beside that share."
+    )
+    ended_at = models.DateTimeField(null=True, help_text="When a canary ended, or a release rolled back by itself.")
+    outcome = models.CharField(max_length=200, blank=True, help_text="How it ended.")
+    ready_within_s = models.PositiveIntegerField(
+        "ready within",
+        default=READY_WITHIN_S,
+        validators=[MinValueValidator(10), MaxValueValidator(3600)],
+        help_text="Seconds from the boot plan to a client that is ready; later is a bad boot.",
+    )
+    most_bad = models.PositiveSmallIntegerField(
+        "bad clients",
+        default=MOST_BAD,
+        help_text="So many clients whose last boot was bad, if they are half of those that booted it, end it; 0: never.",
+    )
 
     objects = ScopedQuerySet["Release"].as_manager()
 
@@ -439,8 +466,22 @@ class Release(models.Model):
                 fields=["client_class"],
                 condition=models.Q(current=True),
                 name="release_one_current_per_class",
-            )
+            ),
+            models.UniqueConstraint(
+                fields=["client_class"],
+                condition=models.Q(canary=True, ended_at__isnull=True),
+                name="release_one_canary_per_class",
+            ),
+            models.CheckConstraint(
+                condition=~models.Q(canary=True, current=True), name="release_canary_is_not_current"
+            ),
+            models.CheckConstraint(condition=models.Q(share__lte=100), name="release_share_is_a_percentage"),
         ]
 
     def __str__(self) -> str:
         return f"{self.version} for {self.client_class}"
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it is a canary that has not ended."""
+        return self.canary and self.ended_at is None

@@ -54,7 +54,7 @@ def require(actor: Actor, right: Right, row: models.Model) -> None:
         )
 
 
-def by(actor: Actor) -> User | None:
+def by(actor: Actor | str) -> User | None:
     return actor if isinstance(actor, User) else None
 
 
@@ -171,6 +171,15 @@ def cancel_build(version: ImageVersion, actor: Actor, reason: str = "") -> None:
 @transaction.atomic
 def release(version: ImageVersion, client_class: ClientClass, actor: Actor, reason: str = "") -> Release:
     """Give ``version`` to the clients of ``client_class``: they boot it from their next boot on."""
+    current, new = fitting(version, client_class, actor)
+    return give(current, new, actor, reason, "released")
+
+
+def fitting(version: ImageVersion, client_class: ClientClass, actor: Actor) -> tuple[Release | None, Release]:
+    """The class's current release, under its lock, and one of ``version`` that is not saved yet.
+
+    Raises Forbidden, and OperatorError for a version that the class cannot have.
+    """
     require(actor, Right.RELEASE, client_class)
     if version.image.site_id not in (None, client_class.site_id):
         raise OperatorError(
@@ -192,26 +201,31 @@ def release(version: ImageVersion, client_class: ClientClass, actor: Actor, reas
         home = current.home  # somebody chose it for this class; a new version is no reason to take it away
     else:
         home = HomeTemplate.objects.get(image=version.image, sha256=version.contents.home.sha256)
-    return give(current, Release(client_class=client_class, version=version, home=home), actor, reason, "released")
+    return current, Release(client_class=client_class, version=version, home=home)
 
 
 @transaction.atomic
 def roll_back(client_class: ClientClass, actor: Actor, reason: str = "") -> Release:
     """Give the class again what it booted before its current release. Asked again it goes back one further."""
     require(actor, Right.RELEASE, client_class)
+    return go_back(client_class, actor, reason)
+
+
+def go_back(client_class: ClientClass, actor: Actor | str, reason: str) -> Release:
+    """The same for whoever was asked already, or for the clock."""
     current = current_of(client_class)
     effective = (current.restores or current) if current else None
-    earlier = (
-        Release.objects.filter(client_class=client_class, pk__lt=effective.pk).order_by("-pk").first()
-        if effective
-        else None
-    )
+    history = Release.objects.filter(client_class=client_class, canary=False)
+    earlier = history.filter(pk__lt=effective.pk).order_by("-pk").first() if effective else None
     if earlier is None:
         raise WrongState(f"{client_class} has no earlier release to go back to.", hint="Release a version instead.")
     keeping.require_files(earlier.version)
     signatures.require(earlier.version)
     again = Release(
         client_class=client_class, version=earlier.version, home=earlier.home, restores=earlier.restores or earlier
+    )
+    again.most_bad = (
+        0  # it was good before; what is bad now is not the version's fault, and going back once more helps nobody
     )
     return give(current, again, actor, reason, "rolled-back")
 
@@ -223,7 +237,7 @@ def current_of(client_class: ClientClass) -> Release | None:
     return releases.filter(client_class=client_class, current=True).first()
 
 
-def give(current: Release | None, new: Release, actor: Actor, reason: str, action: str) -> Release:
+def give(current: Release | None, new: Release, actor: Actor | str, reason: str, action: str) -> Release:
     Release.objects.filter(client_class=new.client_class, current=True).update(current=False)
     new.released_by, new.reason = by(actor), reason.strip()[:200]
     new.save(force_insert=True)

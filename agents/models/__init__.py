@@ -1,6 +1,6 @@
 from agents.models.commands import Command, CommandStatus, Order, Verb
 from agents.models.restores import HomeRestore, RestoreResult
-from agents.models.sessions import BootSession, BootToken, SessionStatus
+from agents.models.sessions import BootSession, BootToken, SessionStatus, Verdict
 
 __all__ = [
     "BootSession",
@@ -12,4 +12,5 @@ __all__ = [
     "RestoreResult",
     "SessionStatus",
     "Verb",
+    "Verdict",
 ]

@@ -21,6 +21,10 @@ class BootToken(models.Model):
     created_at = models.DateTimeField(default=timezone.now)
     expires_at = models.DateTimeField()
     used_at = models.DateTimeField(null=True)
+    heard_at = models.DateTimeField(null=True, help_text="When its initrd first asked for a plan.")
+    release = models.ForeignKey(
+        Release, null=True, on_delete=models.SET_NULL, related_name="+", help_text="Whose kernel was offered with it."
+    )
 
     objects = ScopedQuerySet["BootToken"].as_manager()
 
@@ -37,6 +41,11 @@ class SessionStatus(models.TextChoices):
     CLOSED = "closed", "Closed"
     SUPERSEDED = "superseded", "Superseded"
     LOST = "lost", "Lost"
+
+
+class Verdict(models.TextChoices):
+    GOOD = "good", "Good"
+    BAD = "bad", "Bad"
 
 
 class BootSession(models.Model):
@@ -70,6 +79,8 @@ class BootSession(models.Model):
     opened_at = models.DateTimeField(null=True)
     last_seen = models.DateTimeField(default=timezone.now)
     ended_at = models.DateTimeField(null=True)
+    ready_at = models.DateTimeField(null=True, help_text="When the daemon first said that its client is ready.")
+    verdict = models.CharField(max_length=4, blank=True, choices=Verdict.choices, help_text="Of this boot.")
 
     objects = ScopedQuerySet["BootSession"].as_manager()
 
@@ -77,6 +88,9 @@ class BootSession(models.Model):
         ordering = ["-planned_at"]
         constraints = [
             status_constraint(SessionStatus, "session_status_declared"),
+            models.CheckConstraint(
+                condition=models.Q(verdict__in=["", *Verdict.values]), name="session_verdict_declared"
+            ),
             models.UniqueConstraint(
                 fields=["client"],
                 condition=models.Q(status__in=["booting", "open"]),

@@ -1,13 +1,19 @@
-"""Packs a tree into a squashfs."""
+"""Packs a tree into a squashfs, and lists one."""
 
 from __future__ import annotations
 
+import re
+import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
+from images.builder.errors import BuildError
 from images.builder.run import Runner
 
 # 650 MB take two cores 3 to 5 s; a build may cost at most 1.15 times plain mmdebstrap and mksquashfs.
 LEVEL = 3
+# unsquashfs: "-rw-r--r-- 0/0     12 2026-05-01 12:00 squashfs-root/etc/motd", a link's with " -> target", a device's size with a comma.
+_ENTRY = re.compile(r"(\S{10}) (\d+/\d+) +(\d+(?:, *\d+)?) (\S{10} \S{5}) squashfs-root(/.*)?")
 
 
 def command(tree: Path, output: Path, epoch: int) -> list[str]:
@@ -25,3 +31,26 @@ def command(tree: Path, output: Path, epoch: int) -> list[str]:
 def pack(tree: Path, output: Path, run: Runner, epoch: int) -> None:
     """Pack `tree` into the new file `output`, the reader of which is root on a client."""
     run(command(tree, output, epoch))
+
+
+def files(root: Path, epoch: int) -> dict[str, str]:
+    """Path to what can be told of it without reading it: type and mode, owner, size, time (to the minute), a link's target.
+
+    The time is left out where it says nothing: of a directory, and where it was set back to `epoch` (s). Raises BuildError.
+    """
+    argv = ["unsquashfs", "-lln", str(root)]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, errors="surrogateescape", env={"TZ": "UTC"}, check=False
+    )
+    if done.returncode:
+        raise BuildError(f"{root} cannot be listed: {done.stderr.strip()}")
+    end = datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%d %H:%M")
+    found = {}
+    for line in done.stdout.splitlines():
+        if not (match := _ENTRY.fullmatch(line)) or not match[5]:
+            continue
+        mode, owner, size, time, path = match.groups()
+        path, _, target = path.partition(" -> ") if mode[0] == "l" else (path, "", "")
+        shown = "" if mode[0] == "d" or time == end else f" {time}"
+        found[path] = f"{mode} {owner} {'' if mode[0] == 'd' else size}{shown}{' → ' + target if target else ''}"
+    return found
