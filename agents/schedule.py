@@ -9,7 +9,7 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
-from agents import judging
+from agents import judging, rollouts
 from agents.daemon.link import CAP_S
 from agents.evidence import end, silence
 from agents.models import BootSession, Command, CommandStatus, SessionStatus, Verb
@@ -29,6 +29,7 @@ def tick() -> None:
     _lose_boots()
     if _gateway_listens():
         _lose_sessions()
+        rollouts.step()
         judging.judge()  # a gateway that was away is no fault of a version
 
 

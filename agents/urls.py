@@ -9,4 +9,6 @@ urlpatterns = [
     path("sites/<slug:slug>/events", views.events, name="board-events"),
     path("sites/<slug:slug>/orders", ordering.orders, name="board-orders"),
     path("sites/<slug:slug>/orders/<uuid:order>/cancel", ordering.cancel, name="board-cancel"),
+    path("sites/<slug:slug>/rollouts/<int:client_class>", ordering.rollout, name="board-rollout"),
+    path("sites/<slug:slug>/rollouts/<uuid:row>/stop", ordering.stop_rollout, name="board-rollout-stop"),
 ]

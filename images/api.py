@@ -280,7 +280,7 @@ class VersionViewSet(ScopedViewSet[ImageVersion]):
         ],
         responses={200: OpenApiTypes.OBJECT},
     )
-    @action(detail=True, methods=["get"])
+    @action(detail=True, methods=["get"], filterset_class=None)
     def compare(self, request: Request, pk: str) -> Response:
         """What is different from another version: packages, sizes, volatile files, and on demand the files of the roots."""
         new = self.get_object()

@@ -8,14 +8,16 @@ Boots are counted where they are seen (agents/judging.py); here is what follows 
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from uuid import UUID
 
 from django.db import transaction
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from fleet import audit
 from fleet.exceptions import OperatorError, WrongState
-from fleet.models import Client, ClientClass
+from fleet.models import Client, ClientClass, Site
 from fleet.roles import Right
 from images import keeping, services, signatures
 from images.models import ImageVersion, Release
@@ -32,24 +34,48 @@ class Limits:
     most_bad: int = Release.MOST_BAD
 
 
-def canary_of(client_class: ClientClass | int) -> Release | None:
-    """The canary of the class that is under way."""
-    releases = Release.objects.select_related("version__image", "home", "client_class")
-    return releases.filter(client_class=client_class, canary=True, ended_at=None).first()
+@dataclass(frozen=True)
+class Offer:
+    """What a class has for its clients: to all the current release, to some the canary."""
+
+    current: Release | None = None
+    canary: Release | None = None
+    named: frozenset[UUID] = frozenset()
+
+    def to(self, client: Client) -> Release | None:
+        """What a client of the class boots; of a canary by share it is the same at each boot."""
+        if self.canary and (client.pk in self.named or _drawn(self.canary, client)):
+            return self.canary
+        return self.current
 
 
 def release_for(client: Client, client_class: ClientClass | int) -> Release | None:
-    """What a client boots as one of ``client_class``: the canary if it is among its clients, else the current release."""
-    canary = canary_of(client_class)
-    if canary and gets(canary, client):
-        return canary
-    releases = Release.objects.select_related("version__image", "home", "client_class")
-    return releases.filter(client_class=client_class, current=True).first()
+    """What a client boots as one of ``client_class``."""
+    return offer_of(client_class).to(client)
 
 
-def gets(canary: Release, client: Client) -> bool:
-    """Whether a client is among those of a canary; chosen by share, it is the same at each boot."""
-    return _drawn(canary, client) or canary.clients.filter(pk=client.pk).exists()
+def offer_of(client_class: ClientClass | int) -> Offer:
+    key = client_class if isinstance(client_class, int) else client_class.pk
+    return _offers(Release.objects.filter(client_class=key)).get(key, Offer())
+
+
+def offers_at(site: Site) -> dict[int, Offer]:
+    """The offers of a site's classes by primary key, without manifests and recipes; two queries."""
+    light = Release.objects.filter(client_class__site=site).defer("version__manifest", "version__recipe")
+    return _offers(light)
+
+
+def _offers(releases: QuerySet[Release]) -> dict[int, Offer]:
+    under_way = releases.filter(Q(current=True) | Q(canary=True, ended_at=None))
+    found: dict[int, Offer] = {}
+    for release in under_way.select_related("version__image", "home", "client_class").prefetch_related("clients"):
+        offer = found.get(release.client_class_id, Offer())
+        if release.canary:
+            named = frozenset(client.pk for client in release.clients.all())
+            found[release.client_class_id] = replace(offer, canary=release, named=named)
+        else:
+            found[release.client_class_id] = replace(offer, current=release)
+    return found
 
 
 def _drawn(canary: Release, client: Client) -> bool:
@@ -59,9 +85,12 @@ def _drawn(canary: Release, client: Client) -> bool:
 
 def clients_of(canary: Release) -> list[Client]:
     """The clients that a canary has now: chosen by name, or drawn of its class."""
-    named = set(canary.clients.values_list("pk", flat=True))
-    clients = Client.objects.filter(client_class=canary.client_class_id).order_by("name")
-    return [client for client in clients if client.pk in named or _drawn(canary, client)]
+    offer = offer_of(canary.client_class_id)
+    return [
+        client
+        for client in Client.objects.filter(client_class=canary.client_class_id).order_by("name")
+        if offer.to(client) == canary
+    ]
 
 
 @transaction.atomic
@@ -80,7 +109,8 @@ def start(
     Raises Forbidden, WrongState when the class has a canary, and OperatorError for a choice that is none.
     """
     _, canary = services.fitting(version, client_class, actor)
-    if other := canary_of(client_class):
+    under_way = Release.objects.filter(client_class=client_class, canary=True, ended_at=None)
+    if other := under_way.select_related("version__image").first():
         raise WrongState(
             f"{client_class} has a canary already, {other.version}.", hint="Promote it or withdraw it first."
         )

@@ -101,7 +101,7 @@ class SessionSerializer(serializers.ModelSerializer[BootSession]):
         model = BootSession
         fields = [
             *("id", "client", "boot_id", "status", "client_class", "release", "facts", "planned_at", "opened_at"),
-            *("last_seen", "ended_at"),
+            *("last_seen", "ended_at", "ready_at", "verdict"),
         ]
 
 

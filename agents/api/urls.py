@@ -3,10 +3,12 @@
 from rest_framework.routers import SimpleRouter
 
 from agents.api import resources
+from agents.api.rollouts import RolloutViewSet
 
 router = SimpleRouter()
 router.register("orders", resources.OrderViewSet)
 router.register("commands", resources.CommandViewSet)
+router.register("rollouts", RolloutViewSet)
 router.register("sessions", resources.SessionViewSet)
 router.register("restores", resources.RestoreViewSet)
 urlpatterns = router.urls

@@ -204,7 +204,26 @@ class RestoreLine:
     admin_url: str
 
 
-Fact = Tile | Count | ClassCount | OrderLine | BuildLine | RestoreLine
+@dataclass(frozen=True)
+class ReleaseLine:
+    """What a class boots, its canary if it has one, and how many of its clients run something older."""
+
+    template: ClassVar[str] = "board/release.html"
+
+    key: str
+    mark: ClassMark
+    version: str
+    canary: str
+    canary_word: str
+    behind: int
+    restart_url: str
+    rollout: str
+    stop_url: str
+    notice: str
+    admin_url: str
+
+
+Fact = Tile | Count | ClassCount | ReleaseLine | OrderLine | BuildLine | RestoreLine
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
 
-from agents import services
+from agents import rollouts, services
 from agents.board.orders import natural, seat_of
 from agents.board.views import may_operate, visible_site
-from agents.models import BootSession, Command, Order, SessionStatus, Verb
+from agents.models import BootSession, Command, Order, Rollout, SessionStatus, Verb
 from fleet.exceptions import Forbidden, OperatorError, WrongState
-from fleet.models import Admission, Client, ClientState, Site
+from fleet.models import Admission, Client, ClientClass, ClientState, Site
 
 REASONS = ("Next person", "Between two rounds", "Does not respond", "New version", "End of the evening")
 EFFECTS = {
@@ -102,6 +102,35 @@ def cancel(request: HttpRequest, slug: str, order: UUID) -> HttpResponse:
     except OperatorError as error:
         return _refused(request, site, error)
     return _done(request, site, f"Taken back: {number} command{'' if number == 1 else 's'}.", HTTPStatus.OK)
+
+
+@require_POST
+@never_cache
+@login_required
+def rollout(request: HttpRequest, slug: str, client_class: int) -> HttpResponse:
+    """Have the clients of a class that are behind restarted when they are idle. 409 when none is, or it runs already."""
+    site = visible_site(request, slug)
+    kind = get_object_or_404(ClientClass, pk=client_class, site=site)
+    try:
+        row = rollouts.start(kind, _person(request), request.POST.get("reason", ""))
+    except OperatorError as error:
+        return _refused(request, site, error)
+    said = f"PCs of {kind} are restarted when nobody uses them, {row.at_once} at a time."
+    return _done(request, site, said, HTTPStatus.CREATED)
+
+
+@require_POST
+@never_cache
+@login_required
+def stop_rollout(request: HttpRequest, slug: str, row: UUID) -> HttpResponse:
+    """Restart no more of them. 409 once it has ended."""
+    site = visible_site(request, slug)
+    running = get_object_or_404(Rollout.objects.select_related("client_class"), pk=row, client_class__site=site)
+    try:
+        rollouts.stop(running, _person(request))
+    except OperatorError as error:
+        return _refused(request, site, error)
+    return _done(request, site, f"No more PCs of {running.client_class} are restarted.", HTTPStatus.OK)
 
 
 def _person(request: HttpRequest) -> User | AnonymousUser:

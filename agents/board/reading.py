@@ -21,10 +21,13 @@ from agents.board.facts import (
     Tile,
 )
 from agents.board.orders import natural, phases_of, read_orders, seat_of
+from agents.board.releases import read_releases
 from agents.models import BootSession, Command, HomeRestore, SessionStatus
 from fleet.hardware import DISPLAY, adapter_name
 from fleet.models import Admission, Client, ClientClass, ClientState, Site
-from images.models import BuildStep, ImageVersion, Release, VersionStatus
+from images import releasing
+from images.models import BuildStep, ImageVersion, VersionStatus
+from images.releasing import Offer
 
 RECENT_RESTORES = 8
 # The builder has these many steps for an ordinary recipe; only a hint for the bar until the build has ended.
@@ -40,15 +43,23 @@ def read(site: Site) -> Reading:
         .only("client_id", "verb", "status")
         .order_by("-queued_at")
     )
-    tiles = _tiles(site, clients, commands)
+    offers = releasing.offers_at(site)
+    tiles = _tiles(site, clients, commands, offers)
     states = Counter(tile.state for tile in tiles)
     marks = Counter(tile.mark.slug for tile in tiles if tile.mark)
-    classes = ClientClass.objects.filter(site=site).order_by("name")
+    classes = list(ClientClass.objects.filter(site=site).order_by("name"))
+    of = {kind.slug: kind.pk for kind in classes}
+    late = Counter(
+        of[tile.mark.slug]
+        for tile in tiles
+        if tile.mark and tile.connected and tile.next_version and tile.next_version != tile.version
+    )
     return Reading(
         {
             "clients": [*tiles],
             "counts": [Count(state.value, str(state.label), states[state.value]) for state in ClientState],
             "classes": [ClassCount(kind.slug, mark(kind), marks[kind.slug]) for kind in classes],
+            "releases": read_releases(site, classes, offers, late, mark, admin_url),
             "builds": _builds(site),
             "commands": read_orders(site),
             "restores": _restores(site),
@@ -62,19 +73,13 @@ def mark(kind: ClientClass) -> ClassMark:
     return ClassMark(kind.slug, kind.name, kind.colour, letters or kind.slug[:1].upper())
 
 
-def _tiles(site: Site, clients: list[Client], open_commands: list[Command]) -> list[Tile]:
+def _tiles(site: Site, clients: list[Client], open_commands: list[Command], offers: Mapping[int, Offer]) -> list[Tile]:
     sessions = BootSession.objects.filter(client__site=site, status__in=BootSession.LIVE)
     booted = sessions.select_related("release__version__image").defer(
         "facts", "release__version__manifest", "release__version__recipe"
     )
     versions = {session.client_id: str(session.release.version) for session in booted if session.release}
     connected = {session.client_id for session in booted if session.status == SessionStatus.OPEN}
-    releases = (
-        Release.objects.filter(client_class__site=site, current=True)
-        .select_related("version__image")
-        .defer("version__manifest", "version__recipe")
-    )
-    released = {release.client_class_id: str(release.version) for release in releases}
     doing = {
         command.client_id: Doing(command.verb, command.get_verb_display(), command.get_status_display().lower())
         for command in open_commands
@@ -98,7 +103,7 @@ def _tiles(site: Site, clients: list[Client], open_commands: list[Command]) -> l
             admission_word=client.get_admission_display(),
             adapter=_adapter(client.adapters),
             version=versions.get(client.pk, ""),
-            next_version=released.get(client.client_class_id, "") if client.client_class_id else "",
+            next_version=_next(offers, client),
             trouble=client.trouble,
             doing=doing.get(client.pk),
             mac=client.mac,
@@ -111,6 +116,11 @@ def _tiles(site: Site, clients: list[Client], open_commands: list[Command]) -> l
         )
         for client in clients
     ]
+
+
+def _next(offers: Mapping[int, Offer], client: Client) -> str:
+    release = offers.get(client.client_class_id or 0, Offer()).to(client)
+    return str(release.version) if release else ""
 
 
 def _last(command: Command) -> LastCommand:

@@ -1,5 +1,6 @@
 from agents.models.commands import Command, CommandStatus, Order, Verb
 from agents.models.restores import HomeRestore, RestoreResult
+from agents.models.rollouts import Rollout, RolloutStatus
 from agents.models.sessions import BootSession, BootToken, SessionStatus, Verdict
 
 __all__ = [
@@ -10,6 +11,8 @@ __all__ = [
     "HomeRestore",
     "Order",
     "RestoreResult",
+    "Rollout",
+    "RolloutStatus",
     "SessionStatus",
     "Verb",
     "Verdict",

@@ -6,6 +6,7 @@ from django.db import models
 from django.utils import timezone
 
 from agents.daemon import protocol
+from agents.models.rollouts import Rollout
 from agents.models.sessions import BootSession
 from fleet.models import Client, Site
 from fleet.querysets import ScopedQuerySet
@@ -31,6 +32,7 @@ class Order(models.Model):
     reason = models.CharField(max_length=200)
     ordered_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
     ordered_at = models.DateTimeField(default=timezone.now)
+    rollout = models.ForeignKey(Rollout, null=True, on_delete=models.SET_NULL, related_name="orders", editable=False)
 
     objects = ScopedQuerySet["Order"].as_manager()
 

@@ -8,10 +8,13 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client as Visitor
 
-from agents.models import Command, CommandStatus, Order, Verb
+from agents.models import BootSession, Command, CommandStatus, Order, Rollout, Verb
 from fleet.models import Admission, AuditEntry, Client, ClientState
 from fleet.roles import Role
+from images import releasing, services
+from images.models import Release
 from tests.board.rows import advance, make_order, make_session
+from tests.images.versions import make_image, make_version
 from tests.world import World, make_client, member, person
 
 ORDERS = "/sites/clubroom/orders"
@@ -195,3 +198,61 @@ def test_who_may_not_order_may_not_take_back(world: World, pcs: list[Client]) ->
     assert as_(world.mallory).post(elsewhere, headers=SCRIPT).status_code == 404
     command.refresh_from_db()
     assert command.status == CommandStatus.QUEUED
+
+
+@pytest.fixture
+def older(world: World, pcs: list[Client]) -> list[Client]:
+    """Two PCs that run gamer-1, while gamer-2 is released."""
+    image = make_image(world.clubroom)
+    first = services.release(make_version(image), world.gamer, world.otto)
+    Client.objects.update(client_class=world.gamer)
+    BootSession.objects.update(release=first, client_class=world.gamer)
+    services.release(make_version(image), world.gamer, world.otto)
+    return pcs[:2]
+
+
+def test_who_is_behind_is_counted_and_restarted_when_idle(world: World, older: list[Client]) -> None:
+    page = as_(world.vera).get("/sites/clubroom/").content.decode()
+    assert "2 PCs run another version" in page
+    address = f"/sites/clubroom/rollouts/{world.gamer.pk}"
+    assert f'formaction="{address}"' in page
+    answer = as_(world.vera).post(address, headers=SCRIPT)
+    assert (answer.status_code, answer.json()) == (
+        201,
+        {"said": "PCs of Gamer are restarted when nobody uses them, 1 at a time."},
+    )
+    again = as_(world.vera).post(address, headers=SCRIPT)
+    assert (again.status_code, again.json()["detail"]) == (409, "Clients of Gamer are being restarted already.")
+    row = Rollout.objects.get()
+    stop = f"/sites/clubroom/rollouts/{row.pk}/stop"
+    assert f'formaction="{stop}"' in as_(world.vera).get("/sites/clubroom/").content.decode()
+    assert as_(world.vera).post(stop).status_code == 302
+    assert as_(world.vera).post(stop, headers=SCRIPT).status_code == 409
+
+
+def test_a_rollout_is_for_who_may_operate_here(world: World, older: list[Client]) -> None:
+    viewer = person("viola")
+    member(viewer, world.clubroom, Role.VIEWER)
+    address = f"/sites/clubroom/rollouts/{world.gamer.pk}"
+    assert as_(viewer).post(address, headers=SCRIPT).status_code == 403
+    assert as_(world.mallory).post(address, headers=SCRIPT).status_code == 404
+    assert as_(None).post(address, headers=SCRIPT).status_code == 302
+    assert as_(world.vera).get(address).status_code == 405
+    assert as_(world.vera).post("/sites/clubroom/rollouts/999999", headers=SCRIPT).status_code == 404
+    assert not Rollout.objects.exists()
+
+
+def test_what_ended_by_itself_is_told_on_the_board(world: World, older: list[Client]) -> None:
+    release = Release.objects.get(current=True)
+    releasing.end_bad(release, "of 2 clients that booted gamer-2, 2 did not become ready")
+    page = as_(world.vera).get("/sites/clubroom/").content.decode()
+    assert "gamer-2 was rolled back by itself: of 2 clients that booted gamer-2, 2 did not become ready" in page
+    assert "run another version" not in page
+    BootSession.objects.filter(client=older[0]).update(verdict="good")
+    releasing.start(
+        make_version(release.version.image), world.gamer, world.otto, clients=Client.objects.filter(pk=older[0].pk)
+    )
+    page = as_(world.vera).get("/sites/clubroom/").content.decode()
+    assert "some gamer-3" in page
+    assert "canary: 0 good, 0 bad" in page
+    assert "1 PC runs another version" in page

@@ -9,7 +9,7 @@ from django.apps import apps
 from django.contrib.auth.models import User
 from django.db import IntegrityError, connection, models, transaction
 
-from agents.models import BootSession, Command
+from agents.models import BootSession, Command, Rollout
 from fleet.exceptions import WrongState
 from fleet.models import ApiToken, Client, ClientClass, Site
 from fleet.roles import Role
@@ -88,6 +88,7 @@ def everything(world: World) -> None:
     make_version(image)  # with its home template
     make_version(image, VersionStatus.FAILED)  # the newest: a ready one without its status breaks another rule, too
     make_restore(world, client)
+    Rollout.objects.create(client_class=world.gamer, reason="a newer version")
 
 
 @pytest.mark.parametrize("model", [model for model in OURS if chosen(model)], ids=lambda model: model._meta.label)

@@ -7,7 +7,7 @@ from django.urls import reverse
 
 from images.models import BuildStep, Image, ImageVersion, Release, VersionStatus
 from tests.images.versions import make_image, make_version
-from tests.world import World, person
+from tests.world import World, make_client, person
 
 
 def as_(user: User) -> Client:
@@ -171,3 +171,44 @@ def test_versions_and_releases_are_neither_added_nor_changed_nor_deleted_by_hand
     for name in ("change", "delete"):
         address = reverse(f"admin:images_imageversion_{name}", args=[version.pk])
         assert as_(world.otto).post(address, {"post": "yes"}).status_code == 403
+
+
+def test_a_version_is_tried_on_some_pcs_and_promoted(world: World) -> None:
+    image = make_image(world.clubroom)
+    version = make_version(image)
+    make_client(world.clubroom, client_class=world.gamer)
+    fields = {"client_class": world.gamer.pk, "clients": "a1", "reason": "see"}
+    status, text = order(world.otto, version, "canary", **fields | {"clients": "A1, B7"})
+    assert (status, "Gamer has no client B7." in text) == (200, True)
+    for wrong in ({"share": "many"}, {"share": "101"}, {"ready_within_s": "1"}, {"most_bad": "-1"}):
+        assert "is a whole number from" in order(world.otto, version, "canary", **fields | wrong)[1]
+    assert not Release.objects.exists()
+    assert "At their next boot these get gamer-1: A1 (pc-01)." in order(world.otto, version, "canary", **fields)[1]
+    canary = Release.objects.get()
+    shown = page(world.otto, canary).content.decode()
+    assert "Canary on" in shown
+    assert "No PC has booted it yet." in shown
+    assert "Promote to all of Gamer" in shown
+    assert "Promote to all" not in page(world.vera, canary).content.decode()
+    assert "All clients of Gamer boot gamer-1" in order(world.otto, canary, "promote")[1]
+    assert "is no canary of Gamer any more: promoted" in order(world.otto, canary, "withdraw")[1]
+
+
+def test_two_versions_stand_beside_each_other(world: World) -> None:
+    image = make_image(world.clubroom)
+    old = make_version(image)
+    assert old.manifest is not None
+    new = make_version(image, manifest=old.manifest | {"packages": [["bash", "5.3", "amd64"]]})
+    address = reverse("admin:images_imageversion_compare", args=[new.pk, old.pk])
+    assert address in page(world.vera, new).content.decode()
+    text = as_(world.vera).get(address).content.decode()
+    assert "5.3" in text
+    assert "tmux" in text
+    assert "They could not be compared" not in text
+    other = as_(world.vera).get(f"{address}?files").content.decode()
+    assert "0 changed" in other or "They could not be compared" in other
+    assert as_(world.mallory).get(address).status_code == 404
+    failed = make_version(image, VersionStatus.FAILED)
+    assert (
+        as_(world.vera).get(reverse("admin:images_imageversion_compare", args=[new.pk, failed.pk])).status_code == 404
+    )

@@ -1,3 +1,4 @@
+import uuid
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from images import services
 from images.models import BuildStep, ImageFile, ImageVersion, Release, VersionStatus
 from tests.api import call
 from tests.images.versions import make_image, make_version
-from tests.world import World
+from tests.world import World, make_client
 
 
 def test_a_member_reads_the_sites_images_and_a_stranger_none(world: World) -> None:
@@ -109,3 +110,50 @@ def test_a_version_under_way_is_not_released(world: World) -> None:
     version = make_version(make_image(world.clubroom), VersionStatus.BUILDING)
     status, problem = call(world.otto, f"versions/{version.pk}/release/", {"client_class": world.gamer.pk})
     assert (status, problem["detail"]) == (409, "gamer-1 cannot be released: it is building.")
+
+
+def test_a_canary_is_started_promoted_and_withdrawn(world: World) -> None:
+    image = make_image(world.clubroom)
+    services.release(make_version(image), world.gamer, world.otto)
+    client = make_client(world.clubroom, client_class=world.gamer)
+    version = make_version(image)
+    order = {"client_class": world.gamer.pk, "clients": [str(client.pk)], "reason": "see"}
+    assert call(world.vera, f"versions/{version.pk}/canary/", order)[0] == 403
+    assert call(world.otto, f"versions/{version.pk}/canary/", order | {"clients": [str(uuid.uuid4())]})[0] == 400
+    assert call(world.otto, f"versions/{version.pk}/canary/", order | {"share": 101})[0] == 400
+    status, canary = call(world.otto, f"versions/{version.pk}/canary/", order)
+    assert (status, canary["canary"], canary["current"], canary["clients"]) == (201, True, False, [str(client.pk)])
+    assert call(world.otto, f"versions/{version.pk}/canary/", order)[0] == 409
+    assert call(world.vera, f"releases/{canary['id']}/promote/", {})[0] == 403
+    assert call(world.mallory, f"releases/{canary['id']}/promote/", {})[0] == 404
+    status, new = call(world.otto, f"releases/{canary['id']}/promote/", {"reason": "well"})
+    assert (status, new["current"], new["version"]) == (201, True, version.pk)
+    assert call(world.otto, f"releases/{canary['id']}/withdraw/", {})[0] == 409
+    another = make_version(image)
+    canary = call(world.otto, f"versions/{another.pk}/canary/", order | {"share": 50})[1]
+    status, ended = call(world.otto, f"releases/{canary['id']}/withdraw/", {"reason": "flickers"})
+    assert (status, ended["outcome"]) == (200, "withdrawn")
+
+
+def test_two_versions_are_compared(world: World) -> None:
+    image = make_image(world.clubroom)
+    old = make_version(image)
+    assert old.manifest is not None
+    packages = [["bash", "5.3", "amd64"], ["nano", "7.2", "amd64"]]
+    new = make_version(image, manifest=old.manifest | {"packages": packages, "unpacked_bytes": 6000})
+    status, found = call(world.vera, f"versions/{new.pk}/compare/?other={old.pk}")
+    assert status == 200
+    assert found["packages"] == [
+        {"name": "bash", "old": "5.2", "new": "5.3"},
+        {"name": "nano", "old": "", "new": "7.2"},
+        {"name": "tmux", "old": "3.3a", "new": ""},
+    ]
+    assert ["unpacked", 5000, 6000, 1000] in found["sizes"]
+    assert (found["kernel"], found["same_home"]) == (None, True)
+    for other in ("", "x", "999999", str(make_version(make_image(world.school, "theirs")).pk)):
+        assert call(world.vera, f"versions/{new.pk}/compare/?other={other}")[0] == 400
+    failed = make_version(image, VersionStatus.FAILED)
+    assert call(world.vera, f"versions/{new.pk}/compare/?other={failed.pk}")[0] == 409
+    another = make_version(image)
+    status, problem = call(world.vera, f"versions/{another.pk}/compare/?other={old.pk}&files=yes")
+    assert (status, "is not in the store" in problem["detail"]) == (409, True)
