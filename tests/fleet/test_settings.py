@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.once
 SIMPLE = [
     *("COMMAND_KEY", "SESSION_KEY", "DEBUG", "ALLOWED_HOSTS", "PUBLIC_URL", "GATEWAY_URL", "REDIS_URL", "POLL_HOLD"),
-    *("POLL_SPREAD", "LOST_AFTER", "BOOT_TOKEN_LIFE", "BOOT_LIMIT", "COMMAND_LIFE"),
+    *("POLL_SPREAD", "LOST_AFTER", "BOOT_TOKEN_LIFE", "BOOT_LIMIT", "CAPTURE_LIMIT", "COMMAND_LIFE"),
 ]
 
 
