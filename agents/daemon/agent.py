@@ -24,7 +24,7 @@ from .capture import Capture
 from .cycle import Cycle
 from .hardware import facts, read
 from .link import Answer, Away, Link, Superseded
-from .overlay import Home
+from .overlay import OVERLAY, Home
 from .protocol import Command, Refused
 from .session import Session, Stuck
 
@@ -39,7 +39,7 @@ class Agent:
         self.plan, self.boot = plan, read("/proc/sys/kernel/random/boot_id")
         self.wake, self.waker = os.pipe()
         self.link = Link(server, plan["bearer"], self.wake)
-        self.home = Home(f"/home/{plan['user']}", plan["home"], plan["home_percent"])
+        self.home = Home(f"/home/{plan['user']}", plan["home"], plan["home_percent"], plan.get("home_kind", OVERLAY))
         self.session = Session(plan["user"], int(plan["uid"]))
         self.keys = protocol.parse_keys(plan["command_keys"])
         self.opened, self.offset_ms = False, 0.0  # a session; the server's time less the boot clock

@@ -101,6 +101,8 @@ def main(arguments: list[str]) -> int:
         print("usage: pack.py <home>", file=sys.stderr)
         return 2
     os.nice(19)  # somebody may be playing
+    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
+        score.write("0")  # not the daemon's, which spares it
     with os.fdopen(1, "wb", buffering=BLOCK) as target:
         packer = Packer(arguments[0], target)
         packer.run()
