@@ -132,6 +132,26 @@ def test_no_cycle_begins_meanwhile_and_a_packer_that_is_killed_fails_it(gateway:
     )
 
 
+@pytest.mark.slow
+@pytest.mark.root
+def test_a_daemon_killed_in_the_middle_sends_it_all_anew(gateway: Gateway, daemon: Daemon) -> None:
+    daemon.python(HOME + "with open('film', 'wb') as file: file.write(bytes(40 << 20))\nos.chmod('film', 0o644)")
+    killed: list[int] = []
+
+    def arrives(size: int) -> None:
+        if not killed:
+            killed.append(size)
+            daemon.end(daemon.process)
+
+    gateway.arrives = arrives
+    command = capture(gateway)
+    gateway.wait(lambda: killed)
+    daemon.process = daemon.start(*AGENT)
+    report = end_of(gateway, command)
+    [(_, body)] = gateway.uploads
+    assert (report["state"], report["result"]["bytes"]) == (protocol.SUCCEEDED, len(body))
+
+
 @pytest.mark.root
 def test_what_the_server_says_against_it_is_reported(gateway: Gateway, daemon: Daemon) -> None:
     daemon.python(HOME)
