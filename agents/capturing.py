@@ -94,4 +94,4 @@ def judge(command: Command, said: Mapping[str, Any]) -> tuple[CommandStatus, str
 
 def discard(command: Command) -> None:
     """Remove what came of a capture that ends without success."""
-    transaction.on_commit(lambda: archive_of(command.pk).unlink(missing_ok=True))
+    transaction.on_commit(lambda: archive_of(command.pk).unlink(missing_ok=True), robust=True)
