@@ -7,6 +7,7 @@ from typing import Any
 from django.db import transaction
 from django.utils import timezone
 
+from agents import capturing
 from agents.daemon import protocol
 from agents.models import BootSession, Command, CommandStatus, HomeRestore, RestoreResult, Verb
 from fleet import audit
@@ -24,6 +25,8 @@ def end(command: Command, status: CommandStatus, reason: str = "", result: Mappi
     move(command, status, finished_at=timezone.now(), reason=reason[:300], result=dict(result or {}))
     if command.verb == Verb.CYCLE and status in _RESTORES:
         record_restore(command, _RESTORES[status], reason)
+    if command.verb == Verb.CAPTURE and status != CommandStatus.SUCCEEDED:
+        capturing.discard(command)
 
 
 _RESTORES = {
@@ -98,6 +101,9 @@ def take_report(session: BootSession, report: Mapping[str, Any]) -> str:
             end(command, CommandStatus.FAILED, reason or "the client could not do it", clean_result(report["result"]))
         elif command.verb == Verb.CYCLE:
             _judge_cycle(command, clean_result(report["result"]))
+        elif command.verb == Verb.CAPTURE:
+            with transaction.atomic():
+                end(command, *capturing.judge(command, report["result"]))
         else:
             return "that is proven by a new boot or by silence, not by a word"
     except WrongState as error:
@@ -145,6 +151,8 @@ def new_boot(session: BootSession) -> None:
             end(command, CommandStatus.EXPIRED, "the client booted anew before it accepted")
         elif command.verb == Verb.CYCLE:
             end(command, CommandStatus.FAILED, "the client booted anew in the middle of the cycle")
+        elif command.verb == Verb.CAPTURE:
+            end(command, CommandStatus.FAILED, "the client booted anew in the middle of the capture")
         else:
             end(command, CommandStatus.SUCCEEDED, f"booted anew: {session.boot_id}")
 

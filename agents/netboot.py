@@ -212,6 +212,7 @@ def boot_plan(form: Mapping[str, str]) -> str:
         plan_bytes=manifest["plan"]["bytes"],
         home=release.home.sha256,
         home_bytes=release.home.bytes,
+        home_kind=client_class.home_kind,
         home_digest=release.home.tree_digest,
         user=release.version.recipe["user"],
         uid=release.version.recipe["uid"],

@@ -47,9 +47,10 @@ def _expire() -> None:
 
 
 def _lose_commands() -> None:
-    """Accepted, but nothing proves the effect. A restart has as long as a boot may take."""
+    """Accepted, but nothing proves the effect. A restart has as long as a boot may take, a capture as long as its upload."""
     for command in _commands(CommandStatus.ACCEPTED):
-        limit = settings.BOOT_LIMIT if command.verb == Verb.RESTART else settings.COMMAND_LIFE
+        limits = {Verb.RESTART: settings.BOOT_LIMIT, Verb.CAPTURE: settings.CAPTURE_LIMIT}
+        limit = limits.get(Verb(command.verb), settings.COMMAND_LIFE)
         if command.accepted_at and timezone.now() - command.accepted_at > timedelta(seconds=limit):
             _end(command, CommandStatus.LOST, f"accepted, but without a proof within {limit} s")
 

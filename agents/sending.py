@@ -84,6 +84,8 @@ def _prepare(command: Command) -> bool:
             return False
         home = homes.now_for(session.release)
         command.args = {"home": home.sha256, "home_bytes": home.bytes, "home_digest": home.tree_digest}
+    elif command.verb == Verb.CAPTURE:
+        command.args = {"most_bytes": homes.MOST_BYTES}
     if command.sequence is None:
         client.sequence += 1
         client.save(update_fields=["sequence"])

@@ -8,6 +8,7 @@ from django.contrib.auth.models import AnonymousUser, User
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
+from agents import capturing
 from agents.models import Command, CommandStatus, Order, Verb
 from fleet import audit
 from fleet.exceptions import Forbidden, OperatorError, WrongState
@@ -17,6 +18,7 @@ from fleet.roles import Right
 from fleet.transitions import move
 
 MOST_CLIENTS = 1000
+RIGHTS = {Verb.CAPTURE: Right.RELEASE}  # it makes what a whole class may get; OPERATE for the others
 
 
 @transaction.atomic
@@ -24,7 +26,8 @@ def order(verb: str, clients: Iterable[Client], reason: str, actor: User | Anony
     """Order ``verb`` of each client: one command each, which always ends in a terminal status.
 
     Raises OperatorError without clients or a reason, for an unknown verb, or for clients of several sites; Forbidden when
-    the actor may not operate one of them; WrongState naming the clients that still carry out another command.
+    the actor may not operate one of them; WrongState naming the clients that still carry out another command. A capture is of
+    one client, and asks for more (``agents.capturing``).
     """
     chosen = {client.pk: client for client in clients}
     reason = reason.strip()
@@ -40,13 +43,14 @@ def order(verb: str, clients: Iterable[Client], reason: str, actor: User | Anony
         raise OperatorError("An order needs a reason.", hint="Say in a few words why: it stands in the audit log.")
     if len(reason) > 200:
         raise OperatorError("The reason is too long.", hint="Say it in 200 characters.")
-    allowed = Client.objects.visible_to(actor, Right.OPERATE).filter(pk__in=chosen).select_related("site")
+    right = RIGHTS.get(Verb(verb), Right.OPERATE)
+    allowed = Client.objects.visible_to(actor, right).filter(pk__in=chosen).select_related("site")
     rows = {client.pk: client for client in allowed}
     if missing := [str(chosen[pk]) for pk in chosen if pk not in rows]:
         missed = {client.site for pk, client in chosen.items() if pk not in rows}
         raise Forbidden(
             f"You may not order anything of {', '.join(missing)}.",
-            hint="Ask a volunteer of that site.",
+            hint=f"Ask {'an organiser' if right == Right.RELEASE else 'a volunteer'} of that site.",
             site=missed.pop() if len(missed) == 1 else None,
         )
     sites = {client.site for client in rows.values()}
@@ -55,6 +59,8 @@ def order(verb: str, clients: Iterable[Client], reason: str, actor: User | Anony
     busy = Command.objects.filter(client__in=rows, status__in=Command.OPEN).select_related("client")
     if names := [f"{command.client} ({command.get_verb_display().lower()})" for command in busy]:
         raise WrongState(f"Still busy: {', '.join(names)}.", hint="Wait until that has ended, or leave them out.")
+    if verb == Verb.CAPTURE:
+        capturing.may_order(list(rows.values()), actor)
 
     site = sites.pop()
     person = actor if isinstance(actor, User) else None

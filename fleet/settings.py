@@ -58,6 +58,7 @@ POLL_SPREAD = env.number("FLEET_POLL_SPREAD", 5, low=0, high=60)
 LOST_AFTER = env.number("FLEET_LOST_AFTER", 45, low=3, high=600)  # silence after which a client counts as lost
 BOOT_TOKEN_LIFE = env.number("FLEET_BOOT_TOKEN_LIFE", 300, low=10, high=3600)
 BOOT_LIMIT = env.number("FLEET_BOOT_LIMIT", 300, low=10, high=3600)  # a boot that takes longer is lost
+CAPTURE_LIMIT = env.number("FLEET_CAPTURE_LIMIT", 900, low=2, high=3600)  # of packing and sending a home
 COMMAND_LIFE = env.number("FLEET_COMMAND_LIFE", 120, low=5, high=3600)  # to be accepted, and again to be proven
 
 # --- Django ---------------------------------------------------------------------------------------------------------

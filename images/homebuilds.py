@@ -68,11 +68,16 @@ def _packed(row: HomeTemplate, made: template.Template) -> None:
     details = {
         "files": made.contents.files,
         "bytes": made.contents.bytes,
-        "secrets": made.contents.secrets,
-        "difference": made.difference,
+        "secrets": [(readable(path), what) for path, what in made.contents.secrets],
+        "difference": {**made.difference, "paths": [readable(path) for path in made.difference["paths"]]},
     }
     values = {"sha256": made.squashfs.sha256, "bytes": made.squashfs.bytes, "tree_digest": made.tree_digest}
     move(row, TemplateStatus.PROPOSED, details=details, **values)
+
+
+def readable(path: str) -> str:
+    r"""A file name as text that a database and a page take: bytes that are no UTF-8 as ``\xe9``."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 @transaction.atomic

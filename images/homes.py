@@ -6,8 +6,10 @@ An archive is never used as it came: a worker packs it (images/homebuilds.py), a
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings
+from django.contrib.auth.models import User
 from django.db import transaction
 from django.utils import timezone
 
@@ -40,15 +42,7 @@ def propose(image: Image, name: str, content: Iterable[bytes], actor: services.A
                     raise OperatorError(f"{name} is larger than {MOST_BYTES >> 30} GiB.", hint="Pack less of the home.")
                 file.write(piece)
         with transaction.atomic():
-            row = HomeTemplate.objects.create(
-                image=image,
-                status=TemplateStatus.PACKING,
-                origin=TemplateOrigin.UPLOAD,
-                archive=key,
-                name=name[:100],
-                reason=reason.strip()[:200],
-                requested_by=services.by(actor),
-            )
+            row = _take_in(image, TemplateOrigin.UPLOAD, key, name, services.by(actor), reason)
             audit.record(
                 "home.proposed", row, site=image.site, actor=actor, file=row.name, bytes=size, reason=row.reason
             )
@@ -57,6 +51,30 @@ def propose(image: Image, name: str, content: Iterable[bytes], actor: services.A
         archive.unlink(missing_ok=True)
         raise
     return row
+
+
+def captured(image: Image, key: uuid.UUID, name: str, person: User | None, reason: str, **facts: Any) -> HomeTemplate:
+    """Have a worker pack the archive ``key`` that came from a client, as it does an upload. Its right was asked for before."""
+    row = _take_in(image, TemplateOrigin.CAPTURE, key, name, person, reason)
+    audit.record(
+        "home.captured", row, site=image.site, actor=person or "gateway", client=name, reason=row.reason, **facts
+    )
+    enqueue(tasks.pack_home, row.pk)
+    return row
+
+
+def _take_in(
+    image: Image, origin: TemplateOrigin, key: uuid.UUID, name: str, person: User | None, reason: str
+) -> HomeTemplate:
+    return HomeTemplate.objects.create(
+        image=image,
+        status=TemplateStatus.PACKING,
+        origin=origin,
+        archive=key,
+        name=name[:100],
+        reason=reason.strip()[:200],
+        requested_by=person,
+    )
 
 
 @transaction.atomic

@@ -351,6 +351,7 @@ class TemplateStatus(models.TextChoices):
 class TemplateOrigin(models.TextChoices):
     BUILD = "build", "a build"
     UPLOAD = "upload", "an upload"
+    CAPTURE = "capture", "a client"
 
 
 class HomeTemplate(models.Model):
@@ -379,12 +380,12 @@ class HomeTemplate(models.Model):
     origin = models.CharField(
         max_length=10, choices=TemplateOrigin.choices, default=TemplateOrigin.BUILD, editable=False
     )
-    name = models.CharField(max_length=100, blank=True, help_text="Of the file that was uploaded.")
+    name = models.CharField(max_length=100, blank=True, help_text="Of the file that was uploaded, or of the client.")
     sha256 = models.CharField(max_length=64, blank=True, validators=[hex_digest], help_text="Of the squashfs.")
     bytes = models.PositiveBigIntegerField(default=0)
     tree_digest = models.CharField(max_length=64, blank=True, validators=[hex_digest])
     details = models.JSONField(
-        default=dict, help_text="Of an upload: files, bytes, what may be secrets, the difference."
+        default=dict, help_text="Of one that no build made: files, bytes, what may be secrets, the difference."
     )
     failure = models.TextField(blank=True, help_text="Why nothing came of it.")
     reason = models.CharField(max_length=200, blank=True)

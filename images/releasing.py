@@ -19,7 +19,7 @@ from fleet import audit
 from fleet.exceptions import OperatorError, WrongState
 from fleet.models import Client, ClientClass, Site
 from fleet.roles import Right
-from images import keeping, services, signatures
+from images import keeping, room, services, signatures
 from images.models import ImageVersion, Release
 from images.services import Actor
 
@@ -126,6 +126,7 @@ def start(
         raise OperatorError(
             f"{', '.join(strangers)} is not of the class {client_class}.", hint="Choose clients of this class."
         )
+    room.require_room(client_class, canary.home)
     canary.canary, canary.current, canary.share = True, False, share
     canary.ready_within_s, canary.most_bad = limits.ready_within_s, limits.most_bad
     canary.released_by, canary.reason = services.by(actor), reason.strip()[:200]
@@ -175,7 +176,7 @@ def end_bad(release: Release, why: str) -> bool:
         with transaction.atomic():
             services.go_back(release.client_class, CLOCK, f"by itself: {why}")
         outcome = f"rolled back by itself: {why}"
-    except WrongState as error:
+    except OperatorError as error:
         outcome = f"bad, but not rolled back ({error.message}): {why}"
         _record("version.bad", release, CLOCK, outcome[:200])
     release.ended_at, release.outcome = timezone.now(), outcome[:200]

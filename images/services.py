@@ -18,7 +18,7 @@ from fleet.querysets import ScopedQuerySet, site_of
 from fleet.queue import enqueue
 from fleet.roles import Right
 from fleet.transitions import move
-from images import keeping, quota, signatures, tasks
+from images import keeping, quota, room, signatures, tasks
 from images.builder.change import Change
 from images.builder.errors import RecipeError
 from images.builder.recipe import Recipe
@@ -238,6 +238,7 @@ def current_of(client_class: ClientClass) -> Release | None:
 
 
 def give(current: Release | None, new: Release, actor: Actor | str, reason: str, action: str) -> Release:
+    room.require_room(new.client_class, new.home)
     Release.objects.filter(client_class=new.client_class, current=True).update(current=False)
     new.released_by, new.reason = by(actor), reason.strip()[:200]
     new.save(force_insert=True)

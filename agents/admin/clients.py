@@ -12,18 +12,22 @@ from django.utils.html import format_html
 
 from agents import services
 from agents.models import BootSession, Command, HomeRestore, Verb
+from agents.services import RIGHTS
 from fleet.admin.clients import ClientAdmin
 from fleet.admin.guarded import actor, page_of
 from fleet.admin.scoped import holds
 from fleet.exceptions import OperatorError
 from fleet.models import Client
 from fleet.roles import Right
+from images.services import may
 
 LATEST = 8
 EFFECTS = {
     Verb.CYCLE: "All processes of the user are killed, the home is restored from its template, the user is logged in again.",
     Verb.RESTART: "They restart and boot what is released to their class now.",
     Verb.POWEROFF: "They go down and stay off until somebody switches them on.",
+    Verb.CAPTURE: "What is in the user's home now is sent to the server while the user goes on. You see how it differs, and what may be "
+    "secrets in it, before it is accepted as a template.",
 }
 
 # fleet knows nothing of orders, so its page of clients is replaced by one that does. A subclass, because everything else
@@ -33,12 +37,15 @@ admin.site.unregister(Client)
 
 @admin.register(Client)
 class OrderedClientAdmin(ClientAdmin):
-    actions = ["cycle", "restart", "poweroff", *ClientAdmin.actions]
+    actions = ["cycle", "restart", "poweroff", "capture", *ClientAdmin.actions]
     change_form_template = "admin/agents/client.html"
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
         """Offers the orders to whoever may give them somewhere; the service decides of each client."""
         return holds(request.user, Right.OPERATE)
+
+    def has_release_permission(self, request: HttpRequest) -> bool:
+        return holds(request.user, Right.RELEASE)
 
     @admin.action(description="Cycle: restore the home, log in again", permissions=["operate"])
     def cycle(self, request: HttpRequest, clients: QuerySet[Client]) -> HttpResponse:
@@ -51,6 +58,10 @@ class OrderedClientAdmin(ClientAdmin):
     @admin.action(description="Power down", permissions=["operate"])
     def poweroff(self, request: HttpRequest, clients: QuerySet[Client]) -> HttpResponse:
         return self._order(request, clients, Verb.POWEROFF)
+
+    @admin.action(description="Capture the home as a new template (one client)", permissions=["release"])
+    def capture(self, request: HttpRequest, clients: QuerySet[Client]) -> HttpResponse:
+        return self._order(request, clients, Verb.CAPTURE)
 
     def _order(self, request: HttpRequest, chosen: QuerySet[Client], verb: Verb) -> HttpResponse:
         """Ask for the reason first, as the admin does before it deletes; then order, and go back to where it was asked."""
@@ -89,10 +100,10 @@ class OrderedClientAdmin(ClientAdmin):
     def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         client: Client | None = context.get("original")
         if client is not None:
-            allowed = Client.objects.visible_to(actor(request), Right.OPERATE).filter(pk=client.pk)
+            verbs = [verb for verb in Verb if may(actor(request), RIGHTS.get(verb, Right.OPERATE), client)]
             sessions = BootSession.objects.filter(client=client).select_related("release__version__image")
             context |= {
-                "verbs": Verb if allowed.exists() else [],
+                "verbs": verbs,
                 "checkbox": ACTION_CHECKBOX_NAME,
                 "commands": Command.objects.filter(client=client).select_related("order__ordered_by")[:LATEST],
                 "restores": HomeRestore.objects.filter(client=client)[:LATEST],

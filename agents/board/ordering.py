@@ -30,6 +30,7 @@ EFFECTS = {
     "What was saved there is gone.",
     Verb.RESTART: "They go down and boot anew, with what is released to their class by then. What was saved there is gone.",
     Verb.POWEROFF: "They go down and stay off until somebody switches them on. What was saved there is gone.",
+    Verb.CAPTURE: "What is in the user's home is sent to the server, and becomes a template once it was looked at and accepted.",
 }
 
 

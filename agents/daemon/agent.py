@@ -20,14 +20,16 @@ from dataclasses import asdict
 from typing import Any
 
 from . import ed25519, power, protocol
+from .capture import Capture
 from .cycle import Cycle
 from .hardware import facts, read
 from .link import Answer, Away, Link, Superseded
-from .overlay import Home
+from .overlay import OVERLAY, Home
 from .protocol import Command, Refused
 from .session import Session, Stuck
 
 FLEET = "/run/fleet"
+LASTING = (protocol.CYCLE, protocol.CAPTURE)  # these run in a thread of their own, one at a time
 KEPT = 32  # results of commands seen; the sequence refuses whatever is older
 CLOCK_MS = 5000  # a server whose unsigned time is further off is asked for a signed one
 
@@ -37,7 +39,7 @@ class Agent:
         self.plan, self.boot = plan, read("/proc/sys/kernel/random/boot_id")
         self.wake, self.waker = os.pipe()
         self.link = Link(server, plan["bearer"], self.wake)
-        self.home = Home(f"/home/{plan['user']}", plan["home"], plan["home_percent"])
+        self.home = Home(f"/home/{plan['user']}", plan["home"], plan["home_percent"], plan.get("home_kind", OVERLAY))
         self.session = Session(plan["user"], int(plan["uid"]))
         self.keys = protocol.parse_keys(plan["command_keys"])
         self.opened, self.offset_ms = False, 0.0  # a session; the server's time less the boot clock
@@ -51,7 +53,7 @@ class Agent:
         self.cycling = self.running = False  # until the next login; until the account is made too
         self.counting = ""  # the cycle whose report waits for that account
         self.load()
-        self.resumed = self.open is not None  # by the daemon that was before
+        self.resumed = self.open is not None and self.open.verb == protocol.CYCLE  # by the daemon that was before
 
     # What is remembered
 
@@ -193,7 +195,7 @@ class Agent:
                     self.unsent[command.command] = self.reports[command.command]
                 return False
             protocol.admit(command, self.sequence, self.now_ms())
-            if command.verb == protocol.CYCLE and (self.open or self.running):
+            if command.verb in LASTING and (self.open or self.running):
                 raise Refused("busy", command.command)
         except Refused as refusal:
             if command and refusal.reason != "old-sequence":
@@ -214,10 +216,11 @@ class Agent:
         command = self.open
         if command is None or command.command in self.unsent:
             return
-        if command.verb == protocol.CYCLE:
+        if command.verb in LASTING:
             if not self.running:
-                self.running = self.cycling = True
-                threading.Thread(target=self.cycle, args=(command,), daemon=True).start()
+                self.running, self.cycling = True, command.verb == protocol.CYCLE
+                work = self.cycle if self.cycling else self.capture
+                threading.Thread(target=work, args=(command,), daemon=True).start()
         elif self.now_ms() >= command.expires_ms:
             self.report(command, protocol.REFUSED, "expired")
         else:
@@ -251,6 +254,16 @@ class Agent:
             self.counting, self.running = "", False
             self.save()
         os.write(self.waker, b".")
+
+    def capture(self, command: Command) -> None:
+        state, reason, result = protocol.FAILED, "", dict[str, Any]()
+        try:
+            result = Capture(self.home.path, self.session.uid, command.args).run(self.link, command.command)
+            state = protocol.SUCCEEDED
+        except Exception as error:  # whatever it was, the server must hear of it
+            reason = str(error) if isinstance(error, Stuck) else f"{type(error).__name__}: {error}"
+        self.report(command, state, reason[:300], result)
+        self.running = False
 
     def bye(self, reason: str) -> None:
         with suppress(Away, Superseded):

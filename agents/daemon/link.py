@@ -8,7 +8,7 @@ import json
 import os
 import random
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 ANSWER_BYTES = 1 << 20  # the gateway sends a few kilobytes; more is rubbish
@@ -107,6 +107,35 @@ class Link:
         bound = CAP_S if trouble.status == 401 else min(CAP_S, max(1.0, spread_s) * 2**self.failures)
         self.failures = min(self.failures + 1, 10)
         return trouble.retry_s + random.uniform(0, bound)  # noqa: S311 - spreads load, guards nothing
+
+    def upload(self, path: str, blocks: Iterable[bytes]) -> dict[str, Any]:
+        """PUT a stream whose length nobody knows yet; the JSON answered. OSError with the server's words for a refusal.
+
+        Where `blocks` raises, the stream stays without its end, which the server sees. For any thread.
+        """
+        connection = http.client.HTTPConnection(self.address, timeout=PATIENCE_S)
+        headers = {"Authorization": f"Bearer {self.bearer}", "Content-Type": "application/x-tar"}
+        broken: Exception | None = None
+        try:
+            try:
+                connection.request(
+                    "PUT", path, blocks, {**headers, "Transfer-Encoding": "chunked"}, encode_chunked=True
+                )
+            except ConnectionError as error:
+                broken = error  # the server may have answered before the end, and that says more
+            response = connection.getresponse()
+            answer = Answer(response.status, response.headers, response.read(ANSWER_BYTES))
+        except (OSError, http.client.HTTPException) as error:
+            raise OSError(f"the upload broke off: {broken or error!r}") from None
+        finally:
+            connection.close()
+        try:
+            said = answer.json()
+        except Away:
+            said = {}
+        if answer.status != 200:
+            raise OSError(f"the server took nothing: {said.get('detail', answer.status)}")
+        return said
 
     def fetch(self, digest: str, size: int, target: str) -> None:
         """Store the artefact `digest` as `target`; OSError where what came is not it. For any thread."""

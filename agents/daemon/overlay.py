@@ -1,5 +1,6 @@
 """The home as an overlay: the template's squashfs below, a tmpfs of its own above, so that a restore is two mounts.
 
+Or as a copy of the template in that tmpfs, for programs that do not like an overlay: a restore then costs what copying costs.
 mount(2) and umount2(2) are called by way of libc: a fork of mount(8) costs more than the restore itself.
 """
 
@@ -15,7 +16,9 @@ from collections.abc import Callable
 from .home import attributes, entries, file_digest, tree_digest
 
 BASE = "/run/fleet/home"
-NOSUID, NODEV = 0x2, 0x4
+OVERLAY, COPY = "overlay", "copy"
+NOSUID, NODEV, BIND = 0x2, 0x4, 0x1000
+PAGE = 4096
 DETACH = 0x2  # umount2(2): out of sight at once, gone when the last user lets go
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -25,6 +28,12 @@ def mount(kind: str, target: str, options: str) -> None:
     flags = ctypes.c_ulong(NOSUID | NODEV)
     if libc.mount(kind.encode(), os.fsencode(target), kind.encode(), flags, os.fsencode(options)):
         raise OSError(ctypes.get_errno(), f"mount {kind}: {os.strerror(ctypes.get_errno())}", target)
+
+
+def bind(source: str, target: str) -> None:
+    """Show `source`, with the flags of its mount, at `target` too."""
+    if libc.mount(os.fsencode(source), os.fsencode(target), None, ctypes.c_ulong(BIND), None):
+        raise OSError(ctypes.get_errno(), f"bind: {os.strerror(ctypes.get_errno())}", target)
 
 
 def detach(target: str) -> None:
@@ -45,10 +54,12 @@ def mounts() -> list[tuple[str, str]]:
 
 
 class Home:
-    """The home at `path`. `boot_template` is the SHA-256 of the squashfs that the initrd mounted."""
+    """The home at `path`. `boot_template` is the SHA-256 of the squashfs that the initrd mounted; `kind` is OVERLAY or COPY."""
 
-    def __init__(self, path: str, boot_template: str, percent: str) -> None:
-        self.path, self.boot_template, self.percent = path, boot_template, percent
+    def __init__(self, path: str, boot_template: str, percent: str, kind: str = OVERLAY) -> None:
+        if kind not in (OVERLAY, COPY):
+            raise ValueError(f"home_kind is {kind!r}; it must be {OVERLAY} or {COPY}.")
+        self.path, self.boot_template, self.percent, self.kind = path, boot_template, percent, kind
         self.template, self.contents, self.digest = "", dict[bytes, str](), ""
 
     def place(self, template: str) -> tuple[str, str]:
@@ -71,8 +82,17 @@ class Home:
             subprocess.run(["mount", "-t", "squashfs", "-o", "ro,loop,nosuid,nodev", file, point], check=True)
         tree = os.fsencode(point)
         paths = [(path, os.path.join(tree, path)) for path in entries(tree)]
+        if self.kind == COPY:
+            self.require_room([os.lstat(full).st_size for _, full in paths])
         self.contents = {path: file_digest(full) for path, full in paths if stat.S_ISREG(os.lstat(full).st_mode)}
         self.template, self.digest = template, tree_digest(point, self.contents)
+
+    def require_room(self, sizes: list[int]) -> None:
+        """Refuse a template of which a copy has no room, as long as there is a home still."""
+        needed = sum(-(-size // PAGE) * PAGE for size in sizes)
+        room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * int(self.percent) // 100
+        if needed > room:
+            raise OSError(f"a copy of the template takes {needed >> 20} MiB, and the home has {room >> 20}")
 
     def discard(self) -> list[int]:
         """Take the home away. Its descriptors (all of it, its upper layer) keep it readable until they are closed."""
@@ -90,6 +110,10 @@ class Home:
         os.makedirs(f"{BASE}/upper", exist_ok=True)
         mount("tmpfs", f"{BASE}/upper", f"size={self.percent}%,mode=0700")
         os.mkdir(upper)
+        if self.kind == COPY:
+            subprocess.run(["cp", "-a", f"{point}/.", upper], check=True)
+            bind(upper, self.path)
+            return
         os.mkdir(work)
         root = os.stat(point)  # overlayfs shows the attributes of the upper root, not those of the lower one
         os.chown(upper, root.st_uid, root.st_gid)
@@ -102,7 +126,7 @@ class Home:
         """Tree digest of the home as it is mounted now.
 
         All of its entries are read, but the contents of files taken from `prepare`: they can come from nowhere but
-        the read-only template while the upper layer is empty. Where it is not, contents are read too.
+        the read-only template while the upper layer is empty. Where it is not, as in a copy, contents are read too.
         """
         untouched = not os.listdir(f"{BASE}/upper/upper")
         return tree_digest(self.path, self.contents if untouched else None)

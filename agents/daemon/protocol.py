@@ -12,7 +12,7 @@ from typing import Any
 from . import ed25519
 
 VERSION = 1
-RESTART, POWEROFF, CYCLE = "restart", "poweroff", "cycle"
+RESTART, POWEROFF, CYCLE, CAPTURE = "restart", "poweroff", "cycle", "capture"
 STATES = BOOTING, READY, IN_USE, CYCLING = "booting", "ready", "in-use", "cycling"
 REPORTS = ACCEPTED, SUCCEEDED, FAILED, REFUSED = "accepted", "succeeded", "failed", "refused"
 REASONS = (
@@ -25,7 +25,7 @@ REASONS = (
     "not-yet",
     "unknown-verb",
     "bad-arguments",
-    "busy",  # another cycle runs
+    "busy",  # a cycle or a capture runs
     "cancelled",  # the server did not take the acceptance
 )
 ENVELOPE_BYTES = 8192  # an honest one has less than 1,000
@@ -52,6 +52,7 @@ VERBS: dict[str, dict[str, Any]] = {
     RESTART: {},
     POWEROFF: {},
     CYCLE: {"home": digest, "home_bytes": count, "home_digest": digest},
+    CAPTURE: {"most_bytes": count},
 }
 FRAME = {"command": name, "client": name, "boot": name, "sequence": count, "verb": name}
 FRAME |= {"args": lambda value: isinstance(value, dict), "not_before_ms": count, "expires_ms": count}

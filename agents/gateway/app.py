@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from agents import attendance, evidence, netboot
 from agents.daemon import protocol
-from agents.gateway import artefacts
+from agents.gateway import artefacts, captures
 from agents.gateway.database import Database
 from agents.gateway.http import Answer, Bucket, Problem, Receive, Request, Scope, Send, reply
 from agents.gateway.parking import Attendant, Parking
@@ -59,6 +59,7 @@ class Gateway:
             ("POST", "/agent/v1/session"): (self._session, Bucket(500, 2000)),
             ("GET", "/agent/v1/next"): (self._next, Bucket(2000, 20000)),
             ("POST", "/agent/v1/reports"): (self._reports, Bucket(2000, 20000)),
+            ("PUT", "/agent/v1/capture"): (self._capture, Bucket(1, 20)),
             ("POST", "/agent/v1/bye"): (self._bye, Bucket(500, 5000)),
         }
         self._methods: dict[str, str] = {path: method for method, path in self._routes}
@@ -216,9 +217,7 @@ class Gateway:
         bearer = token_hash(match[1])
         attendant = self._parking.by_bearer.get(bearer)
         if attendant is None:
-            session = await self._database.read(_session_of, bearer)
-            if session is None:
-                raise Problem(401, "This bearer token belongs to no session.", WWW_Authenticate="Bearer")
+            session = await self._session_by(bearer)
             if session.status == SessionStatus.SUPERSEDED:
                 raise Problem(409, "A younger session of this client exists.")
             attendant = self._parking.enter(bearer, session.pk, session.client_id)
@@ -226,6 +225,12 @@ class Gateway:
             raise Problem(409, "A younger session of this client exists.")
         self._parking.saw(attendant)
         return attendant, bearer
+
+    async def _session_by(self, bearer: str) -> BootSession:
+        session = await self._database.read(_session_of, bearer)
+        if session is None:
+            raise Problem(401, "This bearer token belongs to no session.", WWW_Authenticate="Bearer")
+        return session
 
     async def _session(self, request: Request) -> Answer:
         attendant, bearer = await self._attendant(request)
@@ -239,9 +244,7 @@ class Gateway:
             facts = attendance.clean_facts(body.get("facts"))
         except attendance.BadFacts as error:
             raise Problem(400, str(error)) from None
-        session = await self._database.read(_session_of, bearer)
-        if session is None:
-            raise Problem(401, "This bearer token belongs to no session.", WWW_Authenticate="Bearer")
+        session = await self._session_by(bearer)
         try:
             await self._database.write(attendance.open_session, session, boot_id, facts)
         except FleetError as error:
@@ -289,9 +292,7 @@ class Gateway:
         reports = (await request.json()).get("reports")
         if not isinstance(reports, list) or not 0 < len(reports) <= MOST_REPORTS or not all(map(_is_report, reports)):
             raise Problem(400, f"reports is a list of 1 to {MOST_REPORTS} reports (docs/protocol.md, section 3).")
-        session = await self._database.read(_session_of, bearer)
-        if session is None:
-            raise Problem(401, "This bearer token belongs to no session.", WWW_Authenticate="Bearer")
+        session = await self._session_by(bearer)
         answers = await asyncio.gather(
             *(self._database.write(evidence.take_report, session, report) for report in reports)
         )
@@ -300,6 +301,10 @@ class Gateway:
             {"command": report["command"], "reason": why} for report, why in zip(reports, answers, strict=True) if why
         ]
         return Answer.json({"accepted": accepted, "rejected": rejected})
+
+    async def _capture(self, request: Request) -> Answer:
+        _, bearer = await self._attendant(request)
+        return await captures.take(request, await self._session_by(bearer), self._database)
 
     async def _bye(self, request: Request) -> Answer:
         attendant, bearer = await self._attendant(request)

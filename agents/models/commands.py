@@ -19,6 +19,7 @@ class Verb(models.TextChoices):
     RESTART = protocol.RESTART, "Restart"
     POWEROFF = protocol.POWEROFF, "Power down"
     CYCLE = protocol.CYCLE, "Cycle"
+    CAPTURE = protocol.CAPTURE, "Capture the home"
 
 
 class Order(models.Model):

@@ -1,5 +1,15 @@
 from fleet.models.audit import AuditEntry, AuditHead
-from fleet.models.clients import Admission, Client, ClientClass, ClientState, Colour, HardwareRule, RootCheck, RootKind
+from fleet.models.clients import (
+    Admission,
+    Client,
+    ClientClass,
+    ClientState,
+    Colour,
+    HardwareRule,
+    HomeKind,
+    RootCheck,
+    RootKind,
+)
 from fleet.models.logins import FailedLogin
 from fleet.models.sites import Membership, Site, UnknownHardware
 from fleet.models.tokens import ApiToken, token_hash
@@ -15,6 +25,7 @@ __all__ = [
     "Colour",
     "FailedLogin",
     "HardwareRule",
+    "HomeKind",
     "Membership",
     "RootCheck",
     "RootKind",

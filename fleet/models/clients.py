@@ -1,4 +1,5 @@
 import uuid
+from collections.abc import Callable
 
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
@@ -38,6 +39,23 @@ class RootKind(models.TextChoices):
     OVERLAY = "overlay", "Overlay on the image"
 
 
+class HomeKind(models.TextChoices):
+    """What a client's home is made of; images/initrd and agents/daemon/overlay.py make it."""
+
+    OVERLAY = "overlay", "Overlay on the template"
+    COPY = "copy", "Copy of the template"
+
+
+ClassCheck = Callable[["ClientClass"], None]
+_class_checks: list[ClassCheck] = []
+
+
+def class_check(check: ClassCheck) -> ClassCheck:
+    """Have ``check`` asked about every class that is edited; it raises ValidationError. For apps of which fleet knows nothing."""
+    _class_checks.append(check)
+    return check
+
+
 class ClientClass(models.Model):
     """What kind of station a client is: gamer, contest, kiosk. Deduced from its graphics adapter."""
 
@@ -63,6 +81,15 @@ class ClientClass(models.Model):
         validators=[MinValueValidator(5), MaxValueValidator(90)],
         help_text="Most memory the root's tmpfs may take, in percent.",
     )
+    home_kind = models.CharField(
+        "kind of home",
+        max_length=7,
+        choices=HomeKind.choices,
+        default=HomeKind.OVERLAY,
+        help_text="With an overlay a cycle takes as long for a large template as for a small one, and it needs no memory for "
+        "it. A copy is for programs that do not like an overlay: each cycle copies the whole template into memory. It "
+        "counts from the next boot.",
+    )
     home_percent = models.PositiveSmallIntegerField(
         "home size",
         default=50,
@@ -80,10 +107,15 @@ class ClientClass(models.Model):
             status_constraint(Colour, "class_colour_declared", "colour"),
             status_constraint(RootKind, "class_root_kind_declared", "root_kind"),
             status_constraint(RootCheck, "class_root_check_declared", "root_check"),
+            status_constraint(HomeKind, "class_home_kind_declared", "home_kind"),
         ]
 
     def __str__(self) -> str:
         return self.name
+
+    def clean(self) -> None:
+        for check in _class_checks:
+            check(self)
 
 
 pci_id = RegexValidator(r"^([0-9a-f]{4}|\*)$", "Four small hex digits as in 1013, or * for any.")

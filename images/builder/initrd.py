@@ -31,8 +31,8 @@ DIRECTORIES = (
 # What our scripts call. The kernel itself calls /sbin/modprobe for protocols and PHY drivers.
 APPLETS = (
     "cat", "chmod", "chown", "chroot", "cp", "cpio", "cut", "dd", "find", "grep", "gunzip", "insmod", "ip", "kill", "ln", "losetup",
-    "mkdir", "mount", "mv", "reboot", "rm", "setsid", "sh", "sha256sum", "sleep", "stat", "switch_root", "sync", "timeout", "tr",
-    "udhcpc", "uname", "usleep", "wget",
+    "mkdir", "mount", "mv", "reboot", "rm", "rmdir", "setsid", "sh", "sha256sum", "sleep", "stat", "switch_root", "sync", "timeout", "tr",
+    "udhcpc", "umount", "uname", "usleep", "wget",
 )  # fmt: skip
 # Each of the Debian package of its name: the one that tells the kernel of a hash tree (DM_TABLE_LOAD), the one that checks
 # the signature of the boot plan.

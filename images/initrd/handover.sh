@@ -1,21 +1,34 @@
 # shellcheck shell=sh disable=SC2034,SC2154 # its variables come from init or go there
 # Fits the new root to this client and hands over. Reads: the plan_* variables, mac, interface.
 
-# home: the user's home is the template under a layer of its own that a cycle throws away.
+# home: the user's home is the template under a layer of its own that a cycle throws away, or a copy of it.
 home() {
     mkdir -p /run/fleet/home/template /run/fleet/home/upper
     mount -t squashfs -o loop,ro,nodev,nosuid /run/fleet/home.squashfs /run/fleet/home/template &&
         mount -t tmpfs -o "mode=0700,nodev,nosuid,size=$plan_home_percent%" home /run/fleet/home/upper ||
         return
+    [ ! -L /newroot/home ] || rm /newroot/home
+    [ ! -L "/newroot/home/$plan_user" ] || rm "/newroot/home/$plan_user"
+    mkdir -p "/newroot/home/$plan_user"
+    if [ "$plan_home_kind" = copy ]; then
+        home_copy
+        return
+    fi
     mkdir /run/fleet/home/upper/upper /run/fleet/home/upper/work
     # An overlay's top directory is the upper one: it has to look like the template's.
     chown "$(stat -c %u:%g /run/fleet/home/template)" /run/fleet/home/upper/upper
     chmod "$(stat -c %a /run/fleet/home/template)" /run/fleet/home/upper/upper
-    [ ! -L /newroot/home ] || rm /newroot/home
-    [ ! -L "/newroot/home/$plan_user" ] || rm "/newroot/home/$plan_user"
-    mkdir -p "/newroot/home/$plan_user"
     mount -t overlay -o "nodev,nosuid,lowerdir=/run/fleet/home/template,upperdir=/run/fleet/home/upper/upper,workdir=/run/fleet/home/upper/work" \
         home "/newroot/home/$plan_user"
+}
+
+# home_copy: the layer is the whole home, filled by the image's own cp: busybox's knows no extended attributes.
+home_copy() {
+    mkdir /run/fleet/home/upper/upper /newroot/.home &&
+        mount --rbind /run/fleet/home /newroot/.home &&
+        chroot /newroot cp -a /.home/template/. /.home/upper/upper || return
+    umount -l /newroot/.home && rmdir /newroot/.home &&
+        mount --bind /run/fleet/home/upper/upper "/newroot/home/$plan_user"
 }
 
 # identity: host name, machine id (the client's own, the same at each boot) and name service.

@@ -109,6 +109,7 @@ read_plan() {
             plan) plan_plan=$value ;;
             plan_bytes) plan_plan_bytes=$value ;;
             home) plan_home=$value ;;
+            home_kind) plan_home_kind=$value ;;
             home_bytes) plan_home_bytes=$value ;;
             user) plan_user=$value ;;
             tmpfs_percent) plan_tmpfs_percent=$value ;;
@@ -124,6 +125,10 @@ check_plan() {
         symlink) make_root=mkroot ;;
         bind | overlay) make_root=mkroot-$plan_kind ;;
         *) fail plan other "The boot plan asks for a root of the kind $plan_kind, which this initrd cannot make." ;;
+    esac
+    case ${plan_home_kind:=overlay} in
+        overlay | copy) ;;
+        *) fail plan other "The boot plan asks for a home of the kind $plan_home_kind, which this initrd cannot make." ;;
     esac
     for value in "$plan_root_bytes" "$plan_root_blocks" "$plan_plan_bytes" "$plan_home_bytes" "$plan_tmpfs_percent" "$plan_home_percent"; do
         case $value in '' | *[!0-9]*) bad_plan "a number" ;; esac

@@ -22,6 +22,7 @@ from fleet.models import (
     ClientClass,
     ClientState,
     HardwareRule,
+    HomeKind,
     RootKind,
     Site,
     UnknownHardware,
@@ -364,6 +365,7 @@ def test_the_plan_holds_what_the_protocol_says(client: Client, release: Release,
         "user": "player",
         "uid": "1000",
         "kind": "symlink",
+        "home_kind": "overlay",
         "tmpfs_percent": "50",
         "home_percent": "50",
         "command_keys": (keys / "command.pub").read_text().strip(),
@@ -390,6 +392,22 @@ def test_the_initrd_makes_the_kind_of_root_that_the_class_has(client: Client, re
     made = shell.stdout.strip()
     assert made == {"symlink": "mkroot"}.get(kind, f"mkroot-{kind}")
     assert (PROJECT / "images/initrd" / made).is_file()
+
+
+@pytest.mark.parametrize("kind", HomeKind.values)
+def test_the_initrd_makes_the_kind_of_home_that_the_class_has(client: Client, release: Release, kind: str) -> None:
+    ClientClass.objects.filter(pk=release.client_class_id).update(home_kind=kind)
+    text = netboot.boot_plan(form(token_of(MAC), MAC))
+    script = 'fail() { echo "$@"; exit 1; }; . images/initrd/plan.sh; read_plan && check_plan && echo "$plan_home_kind"'
+    for said, answer in (
+        (text, kind),
+        (text.replace(f"home_kind={kind}\n", ""), "overlay"),
+        (text.replace(f"home_kind={kind}", "home_kind=disk"), "home of the kind disk, which this initrd cannot make"),
+    ):
+        shell = subprocess.run(
+            ["busybox", "sh", "-c", script], input=said, capture_output=True, text=True, check=False, cwd=PROJECT
+        )
+        assert answer in shell.stdout.strip()
 
 
 def test_the_initrd_takes_the_plan(client: Client) -> None:

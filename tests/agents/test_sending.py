@@ -18,6 +18,7 @@ from fleet import audit
 from fleet.exceptions import SiteError
 from fleet.models import AuditEntry, Client
 from fleet.signing import Signer
+from images import homes
 from tests.agents.boots import boot, command_keys, make_release
 from tests.agents.conftest import forget
 from tests.services import celery_sends_to, redis_server
@@ -31,7 +32,8 @@ def client(world: World, keys: Path) -> Client:
 
 
 def ordered(world: World, client: Client, verb: Verb = Verb.CYCLE) -> Command:
-    return services.order(verb, [client], "why", world.vera).commands.get()
+    actor = world.otto if verb == Verb.CAPTURE else world.vera
+    return services.order(verb, [client], "why", actor).commands.get()
 
 
 def sent(command: Command) -> Command:
@@ -62,6 +64,8 @@ def test_the_daemon_takes_what_the_sender_signed(world: World, client: Client, k
         assert session.release is not None
         home = session.release.home
         assert inside.args == {"home": home.sha256, "home_bytes": home.bytes, "home_digest": home.tree_digest}
+    elif verb == Verb.CAPTURE:
+        assert inside.args == {"most_bytes": homes.MOST_BYTES}
     else:
         assert inside.args == {}
 

@@ -43,7 +43,7 @@ def test_an_order_makes_a_command_for_each_client_and_an_audit_entry(world: Worl
 @pytest.mark.parametrize(
     ("verb", "count", "reason", "message"),
     [
-        ("explode", 1, "why", "'explode' is not an order. Choose one of restart, poweroff, cycle."),
+        ("explode", 1, "why", "'explode' is not an order. Choose one of restart, poweroff, cycle, capture."),
         (Verb.CYCLE, 0, "why", "No client is chosen. Choose at least one."),
         (Verb.CYCLE, 1, " \n", "An order needs a reason."),
         (Verb.CYCLE, 1, "x" * 201, "The reason is too long. Say it in 200 characters."),

@@ -8,7 +8,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -43,6 +43,8 @@ class Gateway:
         self.byes: list[str] = []
         self.sessions = 0
         self.artefacts: dict[str, bytes] = {}
+        self.uploads: list[tuple[str, bytes]] = []  # path and body of each PUT, whole or not
+        self.arrives: Callable[[int], None] = lambda size: None  # told how much of a PUT is here
         self.pages: dict[str, Callable[[bytes], bytes]] = {}  # other paths: answers to a body
         self.fault: Callable[[str, str], bytes | None] = lambda method, path: None
         self.changed = threading.Condition()
@@ -147,6 +149,12 @@ class Gateway:
                 self.byes.append(json.loads(body)["reason"])
                 self.changed.notify_all()
             return 204, b"", {}
+        if method == "PUT":
+            with self.changed:
+                self.uploads.append((f"{path}?command={query['command'][0]}", body))
+                self.changed.notify_all()
+            said = {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+            return 200, json.dumps(said).encode(), {}
         if path.startswith("/store/") and path[7:] in self.artefacts:
             return 200, self.artefacts[path[7:]], {}
         if path in self.pages:
@@ -166,7 +174,7 @@ class Gateway:
 
             def serve(self) -> None:
                 parts = urlsplit(self.path)
-                body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+                body = b"".join(self.pieces())
                 fault = gateway.fault(self.command, parts.path)
                 if fault is not None:
                     self.wfile.write(fault)
@@ -184,7 +192,20 @@ class Gateway:
                 self.end_headers()
                 self.wfile.write(content)
 
-            do_GET = do_POST = serve
+            do_GET = do_POST = do_PUT = serve
+
+            def pieces(self) -> Iterator[bytes]:
+                """The body, chunked or of a length that is told; ValueError where a chunked one breaks off."""
+                if self.headers.get("Transfer-Encoding") != "chunked":
+                    yield self.rfile.read(int(self.headers.get("Content-Length", "0")))
+                    return
+                total = 0
+                while size := int(self.rfile.readline(), 16):
+                    yield self.rfile.read(size)
+                    self.rfile.readline()
+                    total += size
+                    gateway.arrives(total)
+                self.rfile.readline()
 
             def handle(self) -> None:
                 try:

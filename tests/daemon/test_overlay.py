@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agents.daemon import home
+from agents.daemon import home, overlay
 from tests.daemon.namespace import UID, Namespace
 
 pytestmark = pytest.mark.root
@@ -17,7 +17,7 @@ HOME = """
 from agent.overlay import Home
 from agent import home as tool
 def unwanted(*asked): raise AssertionError(asked)
-home = Home("/home/player", FIRST, "50")
+home = Home("/home/player", FIRST, "50", KIND)
 home.prepare(FIRST, SIZE, unwanted)
 home.restore()
 def put(path, data):
@@ -45,21 +45,24 @@ def template(folder: Path, volume: int) -> Path:
 class Place(Namespace):
     """With the template of the boot in /run/fleet; `digest` is that of its tree."""
 
+    kind = overlay.OVERLAY
+
     def prepare(self, folder: Path) -> None:
         tree = template(folder, 11)
         self.digest = home.tree_digest(str(tree))
         self.squashfs(tree, "/run/fleet/home.squashfs")
         file = self.path("/run/fleet/home.squashfs")
-        names = f"FIRST, SIZE = {home.file_digest(str(file))!r}, {file.stat().st_size}\n"
+        names = f"FIRST, SIZE, KIND = {home.file_digest(str(file))!r}, {file.stat().st_size}, {self.kind!r}\n"
         self.prelude = names + HOME
 
     def run(self, code: str) -> Any:
         return self.python(self.prelude + code)
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
+@pytest.fixture(params=[overlay.OVERLAY, overlay.COPY])
+def place(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
     with Place() as place:
+        place.kind = request.param
         place.prepare(tmp_path)
         yield place
 
@@ -94,7 +97,9 @@ os.unlink("/home/player/current")
 wanted = tool.tree_digest("/home/player")
 kept = [f"/proc/self/fd/{fd}" for fd in home.discard()]
 home.restore()
-result = [tool.account(*kept), {"before": wanted, "files": 2, "bytes": 1024}]
+# A copy is thrown away with what came from the template: .profile, settings and the pipe.
+of_template = [0, 0] if KIND == "overlay" else [3, 32]
+result = [tool.account(*kept), {"before": wanted, "files": 2 + of_template[0], "bytes": 1024 + of_template[1]}]
 """
     counted, wanted = place.run(code)
     assert counted == wanted
@@ -208,6 +213,21 @@ result = [old, home.measure(), files]
     assert old == place.digest
     assert new == home.tree_digest(str(tree)) != old
     assert "home.squashfs" not in files
+
+
+def test_a_copy_that_has_no_room_is_refused_while_the_old_home_is_there(place: Place) -> None:
+    code = """
+put("/home/player/one", "mine")
+def prepared(percent, kind):
+    try:
+        Home("/home/player", FIRST, percent, kind).prepare(FIRST, SIZE, unwanted)
+    except OSError as error:
+        return str(error)
+result = [prepared("0", "copy"), prepared("50", "copy"), prepared("0", "overlay"), os.path.exists("/home/player/one")]
+"""
+    refused, *others = place.run(code)
+    assert "a copy of the template takes 0 MiB, and the home has 0" in refused
+    assert others == [None, None, True]
 
 
 def test_a_home_can_be_restored_where_an_interrupted_restore_left_none(place: Place) -> None:

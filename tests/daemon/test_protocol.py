@@ -134,8 +134,9 @@ def test_an_authentic_command_is_refused_for_what_it_asks_or_when(change: dict[s
 
 
 def test_each_verb_with_its_arguments_is_admitted() -> None:
+    arguments: dict[str, dict[str, Any]] = {protocol.CYCLE: CYCLE, protocol.CAPTURE: {"most_bytes": 1}}
     for verb in protocol.VERBS:
-        args = CYCLE if verb == protocol.CYCLE else {}
+        args = arguments.get(verb, {})
         protocol.admit(dataclasses.replace(COMMAND, verb=verb, args=args), 6, 1500)
 
 

@@ -95,7 +95,7 @@ def addresses() -> list[str]:
                 values: list[Any] = list(PARAMETERS[parameter])
             elif parameter == "content_type_id":
                 values = list(ContentType.objects.values_list("pk", flat=True))
-            elif model and parameter in ("object_id", "pk", "id"):
+            elif model and parameter in ("object_id", "pk", "id", "other"):
                 values = [str(row.pk) for row in known[model]._default_manager.all()]
                 assert values, f"the world has no {model}"
             elif parameter == "object_id":

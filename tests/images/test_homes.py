@@ -3,23 +3,26 @@
 import io
 import os
 import tarfile
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.exceptions import ValidationError
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.db import transaction
 from django.test import Client as Browser
 from django.utils import timezone
 from rest_framework.test import APIClient
 
 from fleet.exceptions import Forbidden, OperatorError, WrongState
-from fleet.models import AuditEntry
+from fleet.models import AuditEntry, HomeKind
 from images import homebuilds, homes, services
 from images.models import HomeTemplate, Image, Release, TemplateOrigin, TemplateStatus, VersionStatus
 from tests.builder.images import SMALL, built_image
 from tests.images.versions import make_image, make_version
 from tests.services import celery_sends_to, celery_worker, redis_server, wait_for
-from tests.world import World, make_world
+from tests.world import World, make_client, make_world
 
 
 def packed(**files: bytes) -> bytes:
@@ -204,12 +207,20 @@ def test_a_worker_packs_an_archive_and_names_what_it_refuses(
         with celery_worker("builds", environment):
             good = homes.propose(image, "home.tgz", [packed(**{".profile": b"x=1", ".netrc": b"secret"})], world.vera)
             evil = homes.propose(image, "evil.tgz", [packed(**{"../evil": b"x"})], world.vera)
+            key = uuid.uuid4()
+            (settings.UPLOADS / str(key)).write_bytes(packed(**{"caf\udce9/logins.json": b"of a client"}))
+            with transaction.atomic():
+                captured = homes.captured(image, key, "A1 (pc-01)", world.otto, "finals", sha256="ab" * 32)
             packing = HomeTemplate.objects.filter(status="packing")
             wait_for(lambda: not packing.exists(), "they were looked at", 60)
             good.refresh_from_db()
             again = homes.propose(image, "again.tgz", [packed(**{".profile": b"x=1", ".netrc": b"secret"})], world.vera)
             wait_for(lambda: not packing.exists(), "it was looked at", 60)
     assert (good.status, good.details["secrets"]) == ("proposed", [[".netrc", "access token"]])
+    captured.refresh_from_db()
+    assert (captured.status, captured.origin, captured.name) == ("proposed", "capture", "A1 (pc-01)")
+    assert captured.details["secrets"] == [["caf\\xe9/logins.json", "browser passwords"]]
+    assert "+caf\\xe9/logins.json" in captured.details["difference"]["paths"], "no database takes half a character"
     assert {"+.netrc", "~.profile", "-.bashrc"} <= set(good.details["difference"]["paths"])
     assert store.path(good.sha256).stat().st_size == good.bytes
     evil.refresh_from_db()
@@ -218,3 +229,28 @@ def test_a_worker_packs_an_archive_and_names_what_it_refuses(
     assert (again.status, again.failure) == ("failed", f"It is the same as {good}.")
     assert list((tmp_path / "uploads").iterdir()) == []
     assert list((tmp_path / "work").glob("scratch-*")) == []
+
+
+def test_a_class_of_copies_gets_no_template_that_its_smallest_pc_has_no_room_for(world: World) -> None:
+    image = make_image(world.clubroom)
+    services.release(make_version(image), world.gamer, world.otto)
+    for number, memory_mib in enumerate((4096, 1000), 1):
+        mac = f"52:54:00:00:00:{number:02x}"
+        make_client(world.clubroom, mac, client_class=world.gamer, memory_kib=memory_mib << 10)
+    large = make_template(image, number=1)
+    large.details = {"bytes": 501 << 20}
+    large.save()
+    world.gamer.home_kind = HomeKind.COPY
+    world.gamer.full_clean()
+    world.gamer.save()
+    with pytest.raises(OperatorError, match=r"takes 501 MiB, and the home of A2.* has 500"):
+        homes.use(large, world.gamer, world.otto)
+    large.details = {"bytes": 500 << 20}
+    large.save()
+    homes.use(large, world.gamer, world.otto)
+    world.gamer.home_percent = 49
+    with pytest.raises(ValidationError, match="takes 500 MiB") as caught:
+        world.gamer.full_clean()
+    assert set(caught.value.message_dict) == {"home_kind"}
+    world.gamer.home_kind = HomeKind.OVERLAY
+    world.gamer.full_clean()

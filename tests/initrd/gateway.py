@@ -38,6 +38,7 @@ class Version:
     user: str = "player"
     check: str = "whole"
     kind: str = "symlink"
+    home_kind: str = "overlay"
     digests: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,6 +63,7 @@ class Version:
             "root_blocks": str(self.verity.blocks),
             "check": self.check,
             "kind": self.kind,
+            "home_kind": self.home_kind,
             "tmpfs_percent": "50",
             "home_percent": "50",
             "command_keys": "k1:" + "A" * 43 + "=",

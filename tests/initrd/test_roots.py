@@ -11,7 +11,7 @@ from tests.initrd.gateway import Gateway, Version
 from tests.lab import Lab, Pc
 from tests.lab.recipe import ROOT_LOGIN
 
-KINDS = ("symlink", "bind", "overlay")
+KINDS = (("symlink", "overlay"), ("bind", "copy"), ("overlay", "copy"))  # of root, of home
 ROOT_KIB = 12 << 10  # of memory, for the root itself
 
 
@@ -24,15 +24,15 @@ def changed(plan: str, **values: str) -> str:
 @pytest.mark.slow
 @pytest.mark.build
 @pytest.mark.root
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_image_boots_on_each_kind_of_root(image: Version, kind: str) -> None:
-    version = replace(image, kind=kind, check="read")
+@pytest.mark.parametrize(("kind", "home"), KINDS)
+def test_an_image_boots_on_each_kind_of_root(image: Version, kind: str, home: str) -> None:
+    version = replace(image, kind=kind, home_kind=home, check="read")
     with Gateway(version) as gateway, Lab(gateway.port, network="user") as lab:
         pc = lab.pc("seat-7")
         boot(gateway, pc)
         pc.wait_for(ROOT_LOGIN, 240)
         assert gateway.troubles == []
-        looks_right(pc, kind)
+        looks_right(pc, kind, home)
         # The daemon has no server here; with one it is the lab's test.
         failed = pc.sh("systemctl --failed --plain --no-legend | cut -d' ' -f1", 60).split()
         assert set(failed) <= {"fleet-agent.service"}
@@ -40,13 +40,17 @@ def test_an_image_boots_on_each_kind_of_root(image: Version, kind: str) -> None:
         pc.wait_off(120)
 
 
-def looks_right(pc: Pc, kind: str) -> None:
+def looks_right(pc: Pc, kind: str, home: str) -> None:
     root, usr = {
         "symlink": ("tmpfs", "symbolic link"),
         "bind": ("tmpfs", "directory"),
         "overlay": ("overlayfs", "directory"),
     }[kind]
-    assert pc.sh("stat -f -c %T / /.ro /home/player") == f"{root}\nsquashfs\noverlayfs\n"
+    own = {"overlay": "overlayfs", "copy": "tmpfs"}[home]
+    assert pc.sh("stat -f -c %T / /.ro /home/player") == f"{root}\nsquashfs\n{own}\n"
+    # As the template has it, and nothing beside it is left of the making.
+    same = "diff -r /run/fleet/home/template /home/player && stat -c %U /home/player && test ! -e /.home && echo tidy"
+    assert pc.sh(same) == "player\ntidy\n"
     assert pc.sh("stat -c %F /usr") == f"{usr}\n"
     assert pc.sh("touch /etc/new /var/new /tmp/new && echo yes") == "yes\n"
     assert pc.sh("cmp /usr/bin/env /.ro/usr/bin/env && cmp /etc/passwd /.ro/etc/passwd && echo same") == "same\n"

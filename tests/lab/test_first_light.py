@@ -18,11 +18,11 @@ from agents.models import BootSession, Command, CommandStatus, HomeRestore, Rest
 from fleet import audit
 from fleet.box import BASE_DIR, box_environment
 from fleet.management.commands.up import prepare
-from fleet.models import ApiToken, AuditEntry, Client, ClientClass, ClientState, RootCheck
+from fleet.models import ApiToken, AuditEntry, Client, ClientClass, ClientState, HomeKind, RootCheck
 from fleet.processes import Processes, read_procfile
 from images.builder.manifest import Manifest
 from images.builder.store import Store
-from images.models import Image, ImageFile, ImageVersion, VersionStatus
+from images.models import HomeTemplate, Image, ImageFile, ImageVersion, TemplateStatus, VersionStatus
 from images.services import release, request_build
 from tests.lab.demo import people_and_site, seat_stations
 from tests.lab.lab import Lab
@@ -128,9 +128,12 @@ def test_the_main_job_on_two_virtual_pcs(box: Box, tmp_path: Path) -> None:
     with Lab(int(box.env["GATEWAY_PORT"]), directory=tmp_path / "lab") as lab:
         gamer, contest = lab.pc("station-a1", gpu="cirrus"), lab.pc("station-b1", gpu="ati")
         seat_stations({pc.mac: pc.name for pc in lab.pcs})
+        ClientClass.objects.filter(slug="contest").update(home_kind=HomeKind.COPY)
         boot(box, gamer, contest)
         says_what_it_is(box, gamer, contest, version)
+        is_cycled_as_a_copy(box, contest, gamer)
         is_cycled(box, gamer)
+        gives_its_home_to_its_class(box, gamer)
         is_cycled_while_the_server_falls(box, gamer)
         restarts(box, contest)
         powers_down(box, gamer)
@@ -242,6 +245,49 @@ def is_cycled(box: Box, pc: Pc) -> None:
     assert restore.bytes is not None
     assert restore.bytes >= 3_000_000
     assert {"kill", "unmount", "restore", "verify", "login", "total"} <= restore.phases_ms.keys()
+    await_state(box, pc, ClientState.READY)
+
+
+def is_cycled_as_a_copy(box: Box, pc: Pc, overlaid: Pc) -> None:
+    """A home that is a copy begins as one that is an overlay, and a cycle makes it so again."""
+    fresh, kind = pc.sh(INDEPENDENT), "stat -f -c %T /home/player"
+    assert fresh == overlaid.sh(INDEPENDENT)
+    assert (pc.sh(kind).strip(), overlaid.sh(kind).strip()) == ("tmpfs", "overlayfs")
+    pc.sh("runuser -u player -- sh -c 'cd && rm README && echo mine >mine && echo x >>.profile'")
+    command = box.order("cycle", Client.objects.get(mac=pc.mac), "next person")
+    assert command.status == CommandStatus.SUCCEEDED, f"{command.reason}\n{box.tail()}\n{pc.text[-2000:]}"
+    assert pc.sh(INDEPENDENT) == fresh, "the home is not as its template"
+    assert pc.sh(kind).strip() == "tmpfs"
+    restore = HomeRestore.objects.get(command=command)
+    assert restore.after == restore.expected != restore.before != ""
+
+
+def gives_its_home_to_its_class(box: Box, pc: Pc) -> None:
+    """The home as it was set up on a PC is captured, looked at, given to a class, and serves from the next cycle of this boot."""
+    client, boot_id = Client.objects.get(mac=pc.mac), pc.sh("cat /proc/sys/kernel/random/boot_id")
+    pc.sh("runuser -u player -- sh -c 'cd && rm README && echo sharp >.tuned && mkfifo pipe'")
+    command = box.order("capture", client, "tuned for the finals")
+    assert command.status == CommandStatus.SUCCEEDED, f"{command.reason}\n{box.tail()}\n{pc.text[-2000:]}"
+    template = HomeTemplate.objects.get(pk=command.result["home_template"])
+
+    def packed() -> bool:
+        template.refresh_from_db()
+        return template.status != TemplateStatus.PACKING
+
+    wait_for(packed, "a worker has packed what arrived", COMMAND_S)
+    assert template.status == TemplateStatus.PROPOSED, template.failure
+    assert {"+.tuned", "-README"} <= set(template.details["difference"]["paths"])
+    assert command.result["skipped"] == 1, "the FIFO"
+    box.api(f"home-templates/{template.pk}/accept/", {"reason": "seen"})
+    assert client.client_class is not None
+    box.api(f"home-templates/{template.pk}/use/", {"client_class": client.client_class.pk, "reason": "finals"})
+    pc.sh("rm /home/player/.tuned")
+    cycle = box.order("cycle", client, "next player, new template")
+    assert cycle.status == CommandStatus.SUCCEEDED, f"{cycle.reason}\n{box.tail()}"
+    assert HomeRestore.objects.get(command=cycle).template == template.sha256
+    assert pc.sh("cat /home/player/.tuned; ls /home/player").split() == ["sharp"]
+    assert pc.sh("stat -c %U:%a /home/player/.tuned").strip() == "player:644"
+    assert pc.sh("cat /proc/sys/kernel/random/boot_id") == boot_id, "it booted anew"
     await_state(box, pc, ClientState.READY)
 
 
