@@ -22,6 +22,21 @@ CLIENT = "0f8fad5b-d9cb-469f-a165-70867728950e"
 Form = dict[str, str]
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A driver layer by path, with the hash tree of its squashfs."""
+
+    root: Path
+    plan: Path
+    verity: Verity
+
+    def line(self) -> str:
+        """As the boot plan has it."""
+        sizes = (self.root.stat().st_size, self.plan.stat().st_size)
+        parts = (sha256(self.root), sizes[0], self.verity.root_hash, self.verity.blocks, sha256(self.plan), sizes[1])
+        return ",".join(map(str, parts))
+
+
 @dataclass
 class Version:
     """What a client boots: kernel and initrd by path, the artefacts by path."""
@@ -35,6 +50,7 @@ class Version:
     user: str = "player"
     check: str = "whole"
     kind: str = "symlink"
+    layers: tuple[Layer, ...] = ()
     digests: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,6 +83,9 @@ class Version:
         for name in ("root", "plan", "home"):
             lines[name] = self.digests[name]
             lines[f"{name}_bytes"] = str(getattr(self, name).stat().st_size)
+        if self.layers:
+            lines["kind"] += "+layers"
+            lines["layers"] = " ".join(layer.line() for layer in self.layers)
         return "".join(f"{key}={value}\n" for key, value in lines.items())
 
 
@@ -90,6 +109,8 @@ class Gateway:
     def __init__(self, version: Version, plans: list[Answer] | None = None) -> None:
         self.version = version
         self.plans: list[Answer] = plans if plans is not None else [version.boot_plan()]
+        self.files = {known: getattr(version, name) for name, known in version.digests.items()}
+        self.files |= {sha256(path): path for layer in version.layers for path in (layer.root, layer.plan)}
         self.spoil: dict[str, list[str | int]] = {}
         self.asked: list[Form] = []
         self.troubles: list[Form] = []
@@ -155,11 +176,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(getattr(self.owner.version, url.path[1:]), [])
         elif url.path.startswith("/store/"):
             digest = url.path.removeprefix("/store/")
-            for name, known in self.owner.version.digests.items():
-                if digest == known:
-                    self._send(getattr(self.owner.version, name), self.owner.spoil.get(digest, []))
-                    return
-            self._error(404)
+            if path := self.owner.files.get(digest):
+                self._send(path, self.owner.spoil.get(digest, []))
+            else:
+                self._error(404)
         else:
             self._error(404)
 
