@@ -313,3 +313,6 @@ class HomeTemplateAdmin(OrderAdmin[HomeTemplate]):
         context["may_build"] = services.may(request.user, Right.BUILD, row)
         context["releases"] = Release.objects.visible_to(actor(request)).filter(home=row, current=True)
         return super().render_change_form(request, context, *args, **kwargs)
+
+
+from images import layer_admin as layer_admin  # noqa: E402 - its pages are made of those above

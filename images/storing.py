@@ -17,7 +17,7 @@ from fleet import audit
 from fleet.exceptions import OperatorError, WrongState
 from fleet.queue import enqueue
 from fleet.roles import Right
-from images import keeping, services, tasks
+from images import keeping, layers, services, tasks
 from images.builder import parcel
 from images.builder.errors import BuildError, RecipeError
 from images.builder.manifest import Manifest
@@ -170,6 +170,7 @@ def _known(label: parcel.Label, manifest: dict[str, Any], image: Image, actor: U
             digest=label.digest,
             manifest=manifest,
         )
+        layers.queue_all(version)
     else:
         _keep_as(version, Storage.FILES, chunk_bytes=0)
     HomeTemplate.objects.get_or_create(

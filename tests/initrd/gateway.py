@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import urllib.parse
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -94,7 +95,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-Answer = str | int  # a body with 200, or the status of an error
+Answer = str | int | Callable[[Form], str]  # a body with 200, the status of an error, or a body for what was asked
 
 
 class Gateway:
@@ -190,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.owner.asked.append(form)
             plans = self.owner.plans
             answer = plans.pop(0) if len(plans) > 1 else plans[0]
-            self._error(answer) if isinstance(answer, int) else self._say(answer)
+            self._error(answer) if isinstance(answer, int) else self._say(answer(form) if callable(answer) else answer)
         elif self.path == "/boot/v1/trouble":
             self.owner.troubles.append(form)
             self.send_response(204)

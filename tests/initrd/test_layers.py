@@ -19,7 +19,7 @@ from images.builder.verity import seal
 from images.builder.volatile import DEBIAN, parse_rules
 from tests.builder.images import Recorded
 from tests.initrd.conftest import boot
-from tests.initrd.gateway import Gateway, Layer, Version
+from tests.initrd.gateway import Form, Gateway, Layer, Version, sha256
 from tests.lab import Lab
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.build, pytest.mark.root]
@@ -114,27 +114,31 @@ def squash(tree: Path, output: Path) -> None:
     subprocess.run(["mksquashfs", tree, output, "-quiet", "-no-progress", "-noappend"], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("gpu", LOOKS)
 @pytest.mark.parametrize("kind", TYPES)
-def test_each_pc_sees_the_libraries_of_its_own_adapter(two: Two, kind: str, gpu: str) -> None:
-    version = replace(two.version, kind=kind, layers=(two.layers[gpu],))
-    with Gateway(version) as gateway, Lab(gateway.port, network="user") as lab:
-        pc = lab.pc(gpu=(gpu,), memory_mib=512)
-        boot(gateway, pc)
-        pc.wait_for("THAT IS ALL", 120)
-        pc.wait_off(30)
-        seen = pc.console.text
-    assert (gateway.troubles, IDS[gpu] in gateway.asked[0]["pci"]) == ([], True)
-    for line in (
-        *LOOKS[gpu],
-        "CAN WRITE ETC",
-        "CANNOT WRITE THE SHARE",
-        f"MOUNT / {TYPES[kind]} rw",
-        "MOUNT /.ro overlay ro",
-    ):
-        assert line in seen, line
-    assert ("CAN WRITE OPT" in seen) == (gpu == "ati")
-    assert "LEFT" not in seen
+def test_each_of_two_pcs_sees_the_libraries_of_its_own_adapter(two: Two, kind: str) -> None:
+    """At the same time, at one server that knows their classes by their adapters."""
+    versions = {IDS[gpu]: replace(two.version, kind=kind, layers=(layer,)) for gpu, layer in two.layers.items()}
+
+    def plan(asked: Form) -> str:
+        return next(version.boot_plan() for adapter, version in versions.items() if adapter in asked["pci"])
+
+    with Gateway(two.version, [plan]) as gateway, Lab(gateway.port, network="user") as lab:
+        gateway.files |= {sha256(path): path for layer in two.layers.values() for path in (layer.root, layer.plan)}
+        pcs = {gpu: lab.pc(f"pc-{gpu}", gpu=(gpu,), memory_mib=512) for gpu in LOOKS}
+        for pc in pcs.values():
+            boot(gateway, pc)
+        seen = {}
+        for gpu, pc in pcs.items():
+            pc.wait_for("THAT IS ALL", 180)
+            pc.wait_off(30)
+            seen[gpu] = pc.console.text
+    assert gateway.troubles == []
+    for gpu, text in seen.items():
+        mounts = (f"MOUNT / {TYPES[kind]} rw", "MOUNT /.ro overlay ro")
+        for line in (*LOOKS[gpu], "CAN WRITE ETC", "CANNOT WRITE THE SHARE", *mounts):
+            assert line in text, (gpu, line)
+        assert "LEFT" not in text
+    assert [gpu for gpu, text in seen.items() if "CAN WRITE OPT" in text] == ["ati"]
 
 
 def test_a_layer_that_is_damaged_is_refused_and_reported(two: Two) -> None:
