@@ -66,11 +66,15 @@ def _behind(history: list[Release]) -> list[Release]:
 
 @register
 def _parents() -> Iterator[tuple[int, str]]:
-    """What a version that waits or builds is derived from."""
+    """What a version, or a layer, that waits or builds is made of."""
     under_way = ImageVersion.objects.filter(status__in=(VersionStatus.QUEUED, VersionStatus.BUILDING))
     for version in under_way.filter(parent__isnull=False).select_related("image"):
         assert version.parent_id is not None
         yield version.parent_id, f"{version} is derived from it"
+    for build in LayerBuild.objects.filter(status__in=(LayerStatus.QUEUED, LayerStatus.BUILDING)).select_related(
+        "layer"
+    ):
+        yield build.version_id, f"the layer {build.layer} is built for it"
 
 
 @transaction.atomic

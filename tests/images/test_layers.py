@@ -1,6 +1,7 @@
 """Driver layers as rows: who may build one, what a release and a boot need of them, and what the store keeps."""
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +14,8 @@ from pytest_django.fixtures import Settings
 from fleet.exceptions import Forbidden, OperatorError, WrongState
 from fleet.models import AuditEntry, ClientClass, Site
 from fleet.roles import Role
-from images import builds, keeping, layer_orders, layerbuilds, layers, quota, services, storing
-from images.builder import director
-from images.builder.errors import RecipeError
-from images.builder.layer import LayerManifest
-from images.builder.store import Artefact
+from images import builds, collecting, keeping, layer_orders, layerbuilds, layers, quota, services, storing
+from images.builder.store import Artefact, Store
 from images.layer_models import LayerStatus
 from images.models import (
     Image,
@@ -30,7 +28,7 @@ from images.models import (
 )
 from tests.api import call
 from tests.images.test_admin import as_, order, page
-from tests.images.versions import GL, make_image, make_layer_build, make_layer_contents, make_version
+from tests.images.versions import GL, make_image, make_layer_build, make_version
 from tests.world import World, member, person
 
 READY = LayerStatus.READY
@@ -167,45 +165,8 @@ def test_a_queued_layer_whose_message_was_lost_is_sent_again(layer: Layer, versi
 
 
 @pytest.fixture
-def work(settings: Settings, tmp_path: Any) -> None:
+def work(settings: Settings, tmp_path: Path) -> None:
     settings.BUILD_WORK, settings.STORE = tmp_path / "work", tmp_path / "store"
-
-
-@pytest.mark.django_db(transaction=True)
-def test_a_build_ends_ready_or_failed_with_its_reason(
-    world: World, layer: Layer, version: ImageVersion, work: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The builder itself is tested with a real version (tests/builder/test_layer.py); here it says what it would."""
-    row = layer_orders.build(layer, version, world.vera)
-    seen = []
-
-    def refuse(base: str, recipe: Any, change: Any, where: Any, steps: Any) -> LayerManifest:
-        with steps.step("packages", "Packages: hello") as step:
-            step.command(["apt-get", "install", "hello"])
-            raise RecipeError("install", "hello does not exist")
-
-    monkeypatch.setattr(director, "layer", refuse)
-    layerbuilds.run(row.pk)
-    row.refresh_from_db()
-    assert row.status == LayerStatus.FAILED
-    assert "Packages: hello: install: hello does not exist" in row.failure
-    assert "The failing command:\napt-get install hello" in row.failure
-    assert [(step.title, step.failed) for step in row.steps.all()] == [("Packages: hello", True)]
-
-    def make(base: str, recipe: Any, change: Any, where: Any, steps: Any) -> LayerManifest:
-        seen.append((base, recipe.user, str(change)))
-        return make_layer_contents(version, "b")
-
-    monkeypatch.setattr(director, "layer", make)
-    again = layer_orders.build(layer, version, world.vera)
-    layerbuilds.run(again.pk)
-    layerbuilds.run(again.pk)  # a message that came twice
-    again.refresh_from_db()
-    assert (again.status, again.digest) == (READY, make_layer_contents(version, "b").digest)
-    assert seen == [(version.digest, "player", "install hello tree · put /etc/X11/xorg.conf")]
-    assert [entry.action for entry in AuditEntry.objects.order_by("pk") if entry.action.startswith("layer.")] == [
-        *("layer.requested", "layer.failed", "layer.requested", "layer.ready")
-    ]
 
 
 @pytest.mark.django_db(transaction=True)
@@ -287,6 +248,18 @@ def test_the_store_keeps_the_layers_of_versions_that_are_kept(
     assert artefacts[1] <= set(claimed)
     assert not artefacts[0] & set(claimed)
     assert claimed["b0" * 32] == ["nvidia for gamer-1"]
+
+
+def test_a_version_stays_while_a_layer_is_built_for_it(
+    world: World, layer: Layer, version: ImageVersion, settings: Settings, tmp_path: Path
+) -> None:
+    row = LayerBuild.objects.create(layer=layer, version=version, change={})
+    with pytest.raises(WrongState, match="the layer NVidia's own GL is built for it"):
+        storing.forget(version, world.vera)
+    began = timezone.now() - timedelta(days=3)
+    LayerBuild.objects.filter(pk=row.pk).update(status=LayerStatus.BUILDING, started_at=began)
+    settings.STORE_GRACE = 1
+    assert collecting.plan(Store(tmp_path)).before == began.timestamp()  # what it puts meanwhile is young
 
 
 def test_with_a_forgotten_version_go_its_layers(world: World, layer: Layer, version: ImageVersion) -> None:
