@@ -95,6 +95,7 @@ class LayerAdmin(OrderAdmin[Layer]):
 
     def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         kwargs["queryset"] = ClientClass.objects.visible_to(actor(request), Right.RELEASE).select_related("site")
+        kwargs["widget"] = forms.CheckboxSelectMultiple
         return super().formfield_for_manytomany(db_field, request, **kwargs)
 
     @admin.display(description="needed by")

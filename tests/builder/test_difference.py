@@ -51,7 +51,15 @@ def base(tmp_path: Path) -> Path:
     tree = tmp_path / "base"
     for name in ("etc/old", "usr/lib/gl", "opt/game", "home/player"):
         (tree / name).mkdir(parents=True)
-    for name in ("etc/motd", "etc/old/one", "usr/lib/libGL.so.1", "usr/lib/libc.so.6", "usr/lib/gl/a", "usr/lib/gl/b"):
+    for name in (
+        "etc/motd",
+        "etc/hosts",
+        "etc/old/one",
+        "usr/lib/libGL.so.1",
+        "usr/lib/libc.so.6",
+        "usr/lib/gl/a",
+        "usr/lib/gl/b",
+    ):
         (tree / name).write_text(f"base {name}\n")
     (tree / "opt/game/start").write_text("go\n")
     return tree
@@ -69,6 +77,7 @@ def change(tree: Path) -> None:
     shutil.rmtree(tree / "usr/lib/gl")
     (tree / "usr/lib/gl").mkdir(mode=0o750)
     (tree / "usr/lib/gl/b").write_text("another b\n")
+    (tree / "etc/hosts").write_text("BASE etc/hosts\n")  # nothing but its bytes tells
     (tree / "etc/motd").unlink()
     (tree / "etc/motd").mkdir()
     (tree / "etc/motd/now").write_text("a directory\n")
@@ -149,7 +158,7 @@ def test_the_plan_of_a_layer_over_that_of_the_version_gives_the_plan_of_both(bas
         place = {"PATH": str(programs(tmp_path))}
         subprocess.run(["/bin/sh", "-c", script], cwd=tmp_path / f"from-{name}", check=True, env=place)
     assert contents(tmp_path / "from-plan") == contents(tmp_path / "from-whole")
-    assert [one.path for one in plan.copies] == ["/etc/motd/now", "/opt/game/state/score"]
+    assert [one.path for one in plan.copies] == ["/etc/hosts", "/etc/motd/now", "/opt/game/state/score"]
 
 
 def programs(place: Path) -> Path:
