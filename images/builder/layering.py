@@ -13,7 +13,7 @@ from images.builder import difference, rootplan, squashfs
 from images.builder.change import Change
 from images.builder.chroot import furnish, inside
 from images.builder.difference import Difference
-from images.builder.errors import RecipeError
+from images.builder.errors import BuildError, RecipeError
 from images.builder.families import FAMILIES
 from images.builder.layer import LayerManifest
 from images.builder.manifest import Manifest
@@ -23,7 +23,7 @@ from images.builder.rootplan import RootPlan
 from images.builder.run import Runner
 from images.builder.store import Store
 from images.builder.tree import Entry, listing
-from images.builder.trees import Trees, merged
+from images.builder.trees import Trees, merged, stacked
 from images.builder.verity import seal
 
 # Only package managers read them, and none runs on a client. Two layers of one class would never go together with them.
@@ -107,12 +107,17 @@ def build(
 
 @contextmanager
 def _shown(layers: list[Path], place: Path, run: Runner) -> Iterator[Path]:
-    """A directory that shows `layers` (topmost first) as they are."""
+    """A directory that shows `layers` (topmost first) as they are. Mounts in the caller's own namespace, where `run` would not."""
     if len(layers) == 1:
         yield layers[0]
         return
     place.mkdir()
-    run(["mount", "-t", "overlay", "-o", f"ro,lowerdir={':'.join(map(str, layers))}", "overlay", str(place)])
+    mount = ["mount", "-t", "overlay", "-o", ",".join(["ro", *stacked(layers)]), "overlay", str(place)]
+    run.step.command(mount)
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    run.step.exited(done.returncode)
+    if done.returncode:
+        raise BuildError(f"the kernel cannot put {len(layers)} layers over each other: {done.stderr.strip()}")
     try:
         yield place
     finally:

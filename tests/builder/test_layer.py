@@ -11,7 +11,7 @@ import pytest
 
 from images.builder import layer
 from images.builder.change import Change
-from images.builder.director import Context
+from images.builder.director import Context, derive
 from images.builder.director import layer as build_layer
 from images.builder.errors import RecipeError
 from images.builder.layer import LayerManifest
@@ -115,6 +115,21 @@ def test_a_file_may_be_diverted_as_packages_do_it(place: Context, version: Manif
     script = "dpkg-divert --local --rename --divert /usr/bin/tmux.base --add /usr/bin/tmux && ln -s hello /usr/bin/tmux"
     made = build_layer(version.digest, SMALL, Change.of(SMALL, install=("hello",), script=script), place, Silent())
     assert {"/usr/bin/tmux", "/usr/bin/tmux.base"} <= set(made.files)
+
+
+@pytest.mark.build
+@pytest.mark.slow
+@pytest.mark.root
+def test_a_layer_over_a_derived_version_has_nothing_of_what_that_changed(place: Context, version: Manifest) -> None:
+    derived = derive(
+        version.digest, SMALL, Change.of(SMALL, script="echo 1 >/etc/derived; rm /etc/motd"), place, Silent()
+    )
+    change = layer.wanted(SMALL, files=(RecipeFile("/etc/layer", "2\n"),))
+    steps = Silent()
+    made = build_layer(derived.digest, SMALL, change, place, steps)
+    assert (made.base, list(made.files)) == (derived.digest, ["/etc/layer"])
+    assert ":" in next(word for command in steps.steps[0].commands for word in command if "lowerdir=" in word)
+    assert made.digest != build_layer(version.digest, SMALL, change, place, Silent()).digest
 
 
 def manifest(**values: object) -> LayerManifest:
