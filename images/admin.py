@@ -214,6 +214,7 @@ class ImageVersionAdmin(StorageOrders, OrderAdmin[ImageVersion]):
         context["may_build"] = services.may(request.user, Right.BUILD, version)
         context["classes"] = classes.filter(site=site) if site else classes
         context["contents"] = version.contents
+        context["layers"] = version.layers.select_related("layer").defer("manifest")
         context["releases"] = Release.objects.visible_to(actor(request)).filter(version=version, current=True)
         return super().render_change_form(request, context, *args, **kwargs)
 

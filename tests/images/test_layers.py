@@ -316,6 +316,7 @@ def test_the_pages_show_builds_and_order_them(world: World, layer: Layer, versio
     ready = make_layer_build(layer, version, files={GL: "1", "/usr/bin/gone": ""})
     shown = page(world.vera, ready).content.decode()
     assert "2 paths that it gives, or hides" in shown
+    assert "NVidia&#x27;s own GL · Ready" in page(world.vera, version).content.decode()
     assert "\N{MINUS SIGN}/usr/bin/gone" in shown
     assert order(world.mallory, layer, "build")[0] == order(world.mallory, ready, "cancel")[0] == 404
 
