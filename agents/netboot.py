@@ -16,11 +16,12 @@ from agents.models import BootSession, BootToken, SessionStatus
 from agents.observing import locked, observe
 from agents.signing import public_keys, signify_keys
 from fleet import audit
+from fleet.exceptions import WrongState
 from fleet.hardware import Adapter, parse_adapters
 from fleet.models import Admission, Client, ClientState, Site, token_hash
 from fleet.services import classify
 from fleet.transitions import move
-from images import releasing, signatures
+from images import layers, releasing, signatures
 from images.builder.initrd import KERNEL_WORDS
 from images.models import Release
 
@@ -185,6 +186,11 @@ def boot_plan(form: Mapping[str, str]) -> str:
         return _wait(boot_id, f"{release.version} is not started: {why}.")
     manifest = release.version.manifest
     assert manifest is not None
+    try:
+        over = layers.needed(client_class, release.version)
+    except WrongState as error:
+        observe(client, ClientState.BOOTING, trouble=f"plan: refused. {error}"[:400])
+        return _wait(boot_id, str(error))
     if kernel != manifest["kernel_release"]:
         if token.kernel == manifest["kernel_release"]:
             raise Refusal(403, f"The kernel {kernel} is not the one offered, {token.kernel}.", client)
@@ -207,7 +213,9 @@ def boot_plan(form: Mapping[str, str]) -> str:
         root_hash=manifest["root_hash"],
         root_blocks=manifest["root_blocks"],
         check=client_class.root_check,
-        kind=client_class.root_kind,
+        # An initrd that knows no layers knows no such kind: it refuses, instead of booting without them.
+        kind=f"{client_class.root_kind}{'+layers' if over else ''}",
+        **({"layers": " ".join(build.plan_words() for build in over)} if over else {}),
         plan=manifest["plan"]["sha256"],
         plan_bytes=manifest["plan"]["bytes"],
         home=release.home.sha256,

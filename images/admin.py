@@ -225,6 +225,7 @@ class ImageVersionAdmin(CanaryOrders, StorageOrders, OrderAdmin[ImageVersion]):
         context["classes"] = classes.filter(site=site) if site else classes
         context["contents"] = version.contents
         context["others"] = others_of(version) if version.contents else []
+        context["layers"] = version.layers.select_related("layer").defer("manifest")
         context["releases"] = Release.objects.visible_to(actor(request)).filter(version=version, current=True)
         return super().render_change_form(request, context, *args, **kwargs)
 
@@ -331,3 +332,6 @@ class HomeTemplateAdmin(OrderAdmin[HomeTemplate]):
         context["may_build"] = services.may(request.user, Right.BUILD, row)
         context["releases"] = Release.objects.visible_to(actor(request)).filter(home=row, current=True)
         return super().render_change_form(request, context, *args, **kwargs)
+
+
+from images import layer_admin as layer_admin  # noqa: E402 - its pages are made of those above

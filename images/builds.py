@@ -20,7 +20,7 @@ from django.utils import timezone
 from fleet import audit
 from fleet.exceptions import FleetError, WrongState
 from fleet.transitions import move
-from images import signatures
+from images import layers, signatures
 from images.builder import director
 from images.builder.errors import BuildError, DiskFull, RecipeError
 from images.builder.manifest import Manifest
@@ -28,6 +28,7 @@ from images.builder.recipe import Recipe
 from images.builder.store import Store
 from images.follower import Cancelled, Follower, OutOfTime
 from images.keeping import artefacts_in
+from images.layer_models import Step
 from images.models import BuildStep, HomeTemplate, ImageVersion, Storage, VersionStatus
 
 log = logging.getLogger(__name__)
@@ -164,6 +165,7 @@ def _finish(version: ImageVersion, manifest: Manifest) -> None:
         finished_at=timezone.now(),
     )
     audit.record("version.ready", version, site=version.image.site, actor=WORKER, digest=manifest.digest)
+    layers.queue_all(version)
 
 
 @transaction.atomic
@@ -175,7 +177,7 @@ def _fail(version: ImageVersion, failure: str) -> None:
     )
 
 
-def _explain(version: ImageVersion, error: BuildError, step: BuildStep | None) -> str:
+def _explain(version: ImageVersion, error: BuildError, step: Step | None) -> str:
     """What failed, the command, and what to do next."""
     match error:
         case DiskFull():

@@ -25,6 +25,7 @@ from images.builder.errors import BuildError, DiskFull
 from images.builder.scratch import sweep
 from images.builder.store import Store, Stored
 from images.keeping import Claims, artefacts_in
+from images.layer_models import LayerBuild
 from images.models import ImageVersion, Storage, VersionStatus
 
 Tell = Callable[[str], object]
@@ -52,9 +53,10 @@ class Plan:
 def plan(store: Store, now: float | None = None) -> Plan:
     """What a collection would do now (s since the epoch, for tests)."""
     before = (time.time() if now is None else now) - settings.STORE_GRACE * 3600
-    building = ImageVersion.objects.filter(status=VersionStatus.BUILDING).aggregate(first=Min("started_at"))["first"]
-    if building is not None:
-        before = min(before, building.timestamp())
+    for rows in (ImageVersion.objects.all(), LayerBuild.objects.all()):
+        building = rows.filter(status=VersionStatus.BUILDING).aggregate(first=Min("started_at"))["first"]
+        if building is not None:
+            before = min(before, building.timestamp())
     there = list(store.artefacts())  # before the rows: what a row claims later was put, or touched, later
     claims, archive = Claims(), Archive(store)
     archived = ImageVersion.objects.filter(storage=Storage.CHUNKS).select_related("image").order_by("image", "number")

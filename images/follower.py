@@ -19,7 +19,8 @@ from typing import Self
 from django.db import Error, connection
 from django.utils import timezone
 
-from images.models import BuildStep, ImageVersion, VersionStatus
+from images.layer_models import LayerBuild, LayerStep, Step
+from images.models import BuildStep, ImageVersion
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Output:
 class FollowedStep:
     """One step, as noted by the build and not yet written."""
 
-    def __init__(self, lock: threading.Lock, row: BuildStep) -> None:
+    def __init__(self, lock: threading.Lock, row: Step) -> None:
         self._lock = lock
         self._output = Output()
         self.row = row
@@ -103,7 +104,8 @@ class FollowedStep:
             if not self.changed:
                 return
             self.row.output, self.changed = str(self._output), False
-            written = BuildStep(**{field.attname: getattr(self.row, field.attname) for field in BuildStep._meta.fields})
+            model = type(self.row)
+            written = model(**{field.attname: getattr(self.row, field.attname) for field in model._meta.fields})
         try:
             written.save()
         except Error:
@@ -113,9 +115,9 @@ class FollowedStep:
 
 
 class Follower:
-    """The steps of one version's build; use as a context, in the main thread of its process (it takes a signal)."""
+    """The steps of the build of one version or layer; use as a context, in the main thread of its process (it takes a signal)."""
 
-    def __init__(self, version: ImageVersion, tell: Callable[[str], object], limit_s: float) -> None:
+    def __init__(self, version: ImageVersion | LayerBuild, tell: Callable[[str], object], limit_s: float) -> None:
         """``tell`` gets a line when a step begins and one when it ends; after ``limit_s`` OutOfTime is raised."""
         self._version = version
         self._limit_s = limit_s
@@ -151,7 +153,12 @@ class Follower:
 
     @contextmanager
     def step(self, name: str, title: str) -> Iterator[FollowedStep]:
-        row = BuildStep(version=self._version, number=len(self._steps) + 1, name=name[:30], title=title[:200])
+        row: Step = (
+            BuildStep(version=self._version)
+            if isinstance(self._version, ImageVersion)
+            else LayerStep(build=self._version)
+        )
+        row.number, row.name, row.title = len(self._steps) + 1, name[:30], title[:200]
         step = FollowedStep(self._lock, row)
         with self._lock:
             self._steps.append(step)
@@ -166,7 +173,7 @@ class Follower:
             self._tell(f"  {name} {'failed after' if failed else 'took'} {seconds:.1f} s")
 
     @property
-    def failed_step(self) -> BuildStep | None:
+    def failed_step(self) -> Step | None:
         """The innermost step that an exception left."""
         return next((step.row for step in reversed(self._steps) if step.row.failed), None)
 
@@ -186,7 +193,7 @@ class Follower:
             while not self._ended.wait(EVERY_S):
                 try:
                     self._write()
-                    building = ImageVersion.objects.filter(pk=self._version.pk, status=VersionStatus.BUILDING).exists()
+                    building = type(self._version).objects.filter(pk=self._version.pk, status="building").exists()
                 except Error as error:
                     log.warning("The steps of %s could not be written, trying again: %s", self._version, error)
                     connection.close()

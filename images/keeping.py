@@ -5,7 +5,7 @@ A holder names versions that must stay files, each with the reason in words. Oth
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -14,6 +14,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from fleet.exceptions import WrongState
+from images.layer_models import LayerBuild, LayerStatus
 from images.models import HomeTemplate, ImageVersion, Release, Storage, VersionStatus
 
 Holder = Callable[[], Iterable[tuple[int, str]]]
@@ -69,11 +70,15 @@ def _behind(history: list[Release]) -> list[Release]:
 
 @register
 def _parents() -> Iterator[tuple[int, str]]:
-    """What a version that waits or builds is derived from."""
+    """What a version, or a layer, that waits or builds is made of."""
     under_way = ImageVersion.objects.filter(status__in=(VersionStatus.QUEUED, VersionStatus.BUILDING))
     for version in under_way.filter(parent__isnull=False).select_related("image"):
         assert version.parent_id is not None
         yield version.parent_id, f"{version} is derived from it"
+    for build in LayerBuild.objects.filter(status__in=(LayerStatus.QUEUED, LayerStatus.BUILDING)).select_related(
+        "layer"
+    ):
+        yield build.version_id, f"the layer {build.layer} is built for it"
 
 
 @transaction.atomic
@@ -145,12 +150,33 @@ class Claims:
                     self._claim(self.files, sha256, str(version))
                 if as_chunks:
                     self._claim(self.chunks, sha256, str(version))
+        self._claim_layers()
         kept_releases = Release.objects.exclude(version__storage=Storage.NOTHING)
         in_use = set(kept_releases.values_list("home_id", flat=True))
         for template in HomeTemplate.objects.exclude(sha256="").select_related("image"):
             if template.pk in in_use or template.sha256 not in named:
                 self._claim(self.files, template.sha256, str(template))
                 self.bytes[template.sha256] = template.bytes
+
+    def _claim_layers(self) -> None:
+        """Of each layer for each version that is kept, the newest build; and what it replaced so lately that a client may be on its way.
+
+        Clients have their layers in memory once they run.
+        """
+        lately = timezone.now() - timedelta(hours=settings.STORE_GRACE)
+        ready = LayerBuild.objects.filter(status=LayerStatus.READY).exclude(version__storage=Storage.NOTHING)
+        replaced: dict[tuple[int, int], datetime | None] = {}
+        rows = ready.select_related("layer", "version__image").order_by("-finished_at", "-pk")
+        for build in rows.only(
+            "layer__slug", "version__image__slug", "version__number", "digest", "manifest", "finished_at"
+        ):
+            newer = replaced.get((build.layer_id, build.version_id))
+            replaced[build.layer_id, build.version_id] = build.finished_at
+            if newer is None or newer > lately:
+                self._claim(self.files, build.digest, str(build))
+                for sha256, size in artefacts_in(build.manifest):
+                    self._claim(self.files, sha256, str(build))
+                    self.bytes[sha256] = size
 
     @staticmethod
     def _claim(claims: dict[str, list[str]], sha256: str, who: str) -> None:

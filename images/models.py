@@ -15,6 +15,11 @@ from images.builder.errors import RecipeError
 from images.builder.manifest import Manifest
 from images.builder.recipe import Hook, Recipe, RecipeFile
 from images.builder.volatile import parse_rules
+from images.layer_models import Layer as Layer
+from images.layer_models import LayerBuild as LayerBuild
+from images.layer_models import LayerFile as LayerFile
+from images.layer_models import LayerStep as LayerStep
+from images.layer_models import Step
 
 hex_digest = RegexValidator(r"^[0-9a-f]{64}$", "A SHA-256 digest in hex.")
 
@@ -306,24 +311,13 @@ class ImageVersion(models.Model):
         return Manifest.from_dict(self.manifest) if self.manifest else None
 
 
-class BuildStep(models.Model):
-    """One step of a build: what ran, what it printed, how it ended."""
+class BuildStep(Step):
+    """A step of a version's build."""
 
     SITE = "version__image__site"
     SHARED = True
 
     version = models.ForeignKey(ImageVersion, on_delete=models.CASCADE, related_name="steps")
-    number = models.PositiveSmallIntegerField()
-    name = models.SlugField(max_length=30)
-    title = models.CharField(max_length=200)
-    command = models.TextField(blank=True, help_text="As it can be pasted into a shell.")
-    output = models.TextField(blank=True)
-    exit_code = models.IntegerField(null=True)
-    failed = models.BooleanField(default=False)
-    done = models.PositiveIntegerField(default=0)
-    total = models.PositiveIntegerField(default=0)
-    started_at = models.DateTimeField(default=timezone.now)
-    finished_at = models.DateTimeField(null=True)
 
     objects = ScopedQuerySet["BuildStep"].as_manager()
 
@@ -333,11 +327,6 @@ class BuildStep(models.Model):
 
     def __str__(self) -> str:
         return f"{self.version} step {self.number}: {self.title}"
-
-    @property
-    def seconds(self) -> float | None:
-        """How long it took; None while it runs."""
-        return (self.finished_at - self.started_at).total_seconds() if self.finished_at else None
 
 
 class TemplateStatus(models.TextChoices):

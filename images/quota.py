@@ -8,6 +8,7 @@ from django.db.models import QuerySet
 from fleet.exceptions import OperatorError
 from fleet.models import Site
 from images.keeping import artefacts_in
+from images.layer_models import LayerBuild, LayerStatus
 from images.models import HomeTemplate, Image, ImageVersion, Storage, VersionStatus
 
 MIB = 1 << 20
@@ -59,7 +60,11 @@ def use(images: QuerySet[Image]) -> Use:
             else:
                 row.shared += sizes[sha256]
     templates = HomeTemplate.objects.filter(image__in=images).exclude(sha256="").values_list("sha256", "bytes")
-    found.bytes += sum({**dict(templates), **sizes}.values())
+    layers = LayerBuild.objects.filter(layer__image__in=images, status=LayerStatus.READY).values_list(
+        "manifest", flat=True
+    )
+    over = {sha256: size for manifest in layers for sha256, size in artefacts_in(manifest)}
+    found.bytes += sum({**over, **dict(templates), **sizes}.values())
     return found
 
 

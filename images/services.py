@@ -18,7 +18,7 @@ from fleet.querysets import ScopedQuerySet, site_of
 from fleet.queue import enqueue
 from fleet.roles import Right
 from fleet.transitions import move
-from images import keeping, quota, room, signatures, tasks
+from images import keeping, layers, quota, room, signatures, tasks
 from images.builder.change import Change
 from images.builder.errors import RecipeError
 from images.builder.recipe import Recipe
@@ -196,6 +196,7 @@ def fitting(version: ImageVersion, client_class: ClientClass, actor: Actor) -> t
     signatures.require(version)
     if current and current.version_id == version.pk:
         raise WrongState(f"{version} is what {client_class} boots already.", hint="There is nothing to do.")
+    layers.needed(client_class, version)
     assert version.contents is not None  # the database allows no ready version without
     if current and current.version.image_id == version.image_id and current.home.origin != TemplateOrigin.BUILD:
         home = current.home  # somebody chose it for this class; a new version is no reason to take it away
@@ -221,6 +222,7 @@ def go_back(client_class: ClientClass, actor: Actor | str, reason: str) -> Relea
         raise WrongState(f"{client_class} has no earlier release to go back to.", hint="Release a version instead.")
     keeping.require_files(earlier.version)
     signatures.require(earlier.version)
+    layers.needed(client_class, earlier.version)
     again = Release(
         client_class=client_class, version=earlier.version, home=earlier.home, restores=earlier.restores or earlier
     )

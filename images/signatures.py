@@ -17,6 +17,7 @@ from images.builder.errors import BuildError
 from images.builder.manifest import Manifest
 from images.builder.recipe import canonical_json
 from images.builder.store import Store
+from images.layer_models import LayerBuild
 from images.models import ImageVersion, VersionStatus
 
 UNSIGNED = "it is not signed"
@@ -33,12 +34,12 @@ def signed(manifest: bytes) -> str:
     return f"{key.key_id}:{base64.b64encode(key.sign(manifest)).decode()}"
 
 
-def fault(version: ImageVersion) -> str:
-    """Why the manifest of a ready version is not to be believed, as an end of a sentence; empty when it is."""
-    body = canonical_json(version.manifest or {})
-    if hashlib.sha256(body).hexdigest() != version.digest:
+def fault(built: ImageVersion | LayerBuild) -> str:
+    """Why the manifest of a ready version or layer is not to be believed, as an end of a sentence; empty when it is."""
+    body = canonical_json(built.manifest or {})
+    if hashlib.sha256(body).hexdigest() != built.digest:
         return "its manifest is not that of its digest"
-    return fault_of(body, version.signature)
+    return fault_of(body, built.signature)
 
 
 def fault_of(manifest: bytes, signature: str) -> str:

@@ -17,7 +17,7 @@ from fleet import audit
 from fleet.exceptions import OperatorError, WrongState
 from fleet.queue import enqueue
 from fleet.roles import Right
-from images import keeping, services, signatures, tasks
+from images import keeping, layers, services, signatures, tasks
 from images.builder import parcel
 from images.builder.errors import BuildError, RecipeError
 from images.builder.manifest import Manifest
@@ -175,6 +175,7 @@ def _known(label: parcel.Label, manifest: dict[str, Any], image: Image, actor: U
             signature=label.signature,
             manifest=manifest,
         )
+        layers.queue_all(version)
     else:
         _keep_as(version, Storage.FILES, chunk_bytes=0)
     HomeTemplate.objects.get_or_create(

@@ -2,7 +2,7 @@
 
 from celery import shared_task
 
-from images import builds, collecting, homebuilds, upgrades
+from images import builds, collecting, homebuilds, layerbuilds, layers, upgrades
 
 
 @shared_task
@@ -10,6 +10,14 @@ def build(version: int) -> None:
     """Build the version with this primary key, then send for the one that waited for it."""
     for waiting in builds.run(version):
         build.delay(waiting)
+    for layer in layers.waiting(version):
+        build_layer.delay(layer)
+
+
+@shared_task
+def build_layer(build: int) -> None:
+    """Build a layer against its version: the LayerBuild with this primary key."""
+    layerbuilds.run(build)
 
 
 @shared_task
@@ -26,6 +34,9 @@ def tick() -> None:
     builds.fail_lost()
     for waiting in builds.overdue():
         build.delay(waiting)
+    layerbuilds.fail_lost()
+    for waiting in layerbuilds.overdue():
+        build_layer.delay(waiting)
     for waiting in collecting.overdue():
         restore.delay(waiting)
 

@@ -2,11 +2,13 @@
 
 from rest_framework.routers import SimpleRouter
 
-from images import api
+from images import api, layer_api
 
 router = SimpleRouter()
 router.register("images", api.ImageViewSet)
 router.register("versions", api.VersionViewSet)
 router.register("releases", api.ReleaseViewSet)
 router.register("home-templates", api.HomeTemplateViewSet)
+router.register("layers", layer_api.LayerViewSet)
+router.register("layer-builds", layer_api.LayerBuildViewSet)
 urlpatterns = router.urls

@@ -4,6 +4,7 @@ Instead of a recipe the file may hold an order, as images/builder/apart.py gives
 
     {"recipe": {…}}                                           build
     {"recipe": {…}, "parent": digest, "change": {…}}          derive; "place": a directory changed in a shell
+    {"recipe": {…}, "base": digest, "layer": {…}}             build a driver layer over that version
     {"recipe": {…}, "parent": digest, "shell": directory}     open a shell there
 """
 
@@ -22,8 +23,9 @@ from typing import Any
 from images.builder import maintenance
 from images.builder.apart import Events, error_event
 from images.builder.change import Change
-from images.builder.director import Context, build, derive_here
+from images.builder.director import Context, build, derive_here, layer_here
 from images.builder.errors import BuildError
+from images.builder.layer import LayerManifest
 from images.builder.manifest import Manifest
 from images.builder.recipe import Recipe
 from images.builder.run import Runner
@@ -97,8 +99,11 @@ def main() -> int:
     return 0
 
 
-def _build(order: Mapping[str, Any], context: Context, steps: Steps) -> Manifest:
+def _build(order: Mapping[str, Any], context: Context, steps: Steps) -> Manifest | LayerManifest:
     recipe = Recipe.from_dict(order["recipe"])
+    if "layer" in order:
+        base = Manifest.load(context.store, order["base"])
+        return layer_here(base, recipe, Change.from_dict(recipe, order["layer"]), context, steps)
     if "parent" not in order:
         return build(recipe, context, steps)
     parent = Manifest.load(context.store, order["parent"])

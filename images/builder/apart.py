@@ -30,7 +30,12 @@ _PROJECT = Path(__file__).resolve().parents[2]
 
 
 def build(order: Mapping[str, Any], arguments: Sequence[str], steps: Steps) -> Manifest:
-    """Run `python -m images.builder - <arguments> --events` on an order (images/builder/__main__.py), as root.
+    """`result`, of an order for a version."""
+    return Manifest.from_dict(result(order, arguments, steps))
+
+
+def result(order: Mapping[str, Any], arguments: Sequence[str], steps: Steps) -> Mapping[str, Any]:
+    """The manifest that comes of an order. Run `python -m images.builder - <arguments> --events` on an order (images/builder/__main__.py), as root.
 
     Raises what the build in there raised; BuildError when the host lets this user make no such namespace.
     """
@@ -87,13 +92,14 @@ def _as_root() -> list[str]:
     return isolation(os.getpid(), *([] if os.geteuid() == 0 else ["--map-root-user", "--map-auto"]))
 
 
-def _replay(events: Iterator[Mapping[str, Any]], steps: Steps) -> Manifest | None:
+def _replay(events: Iterator[Mapping[str, Any]], steps: Steps) -> Mapping[str, Any] | None:
     """Do to `steps` what the events tell; None when they end before their end."""
     with ExitStack() as whole:
         opened: list[tuple[ExitStack, Step]] = []
         for event in events:
             if "manifest" in event:
-                return Manifest.from_dict(event["manifest"])
+                manifest: Mapping[str, Any] = event["manifest"]
+                return manifest
             if "error" in event:
                 raise _error(**event["error"])
             if "open" in event:

@@ -12,12 +12,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from images.builder import apart, initrd, maintenance, rootplan
+from images.builder import apart, initrd, layering, maintenance, rootplan
 from images.builder.change import Change
 from images.builder.chroot import furnish, inside, trim
 from images.builder.chroot.family import Upgrade
 from images.builder.errors import DiskFull
 from images.builder.families import FAMILIES
+from images.builder.layer import LayerManifest
 from images.builder.manifest import Manifest
 from images.builder.packing import Packed, pack
 from images.builder.recipe import Hook, Recipe
@@ -177,6 +178,26 @@ def derive_here(
             trees.keep(manifest.root, tree, epoch)
     trees.prune()
     return manifest
+
+
+def layer(base: str, recipe: Recipe, change: Change, context: Context, steps: Steps) -> LayerManifest:
+    """Build the driver layer that `change` makes over the version with the digest `base`, built from `recipe`; as `derive` runs."""
+    sweep_up(context)
+    order = {"base": base, "recipe": recipe.to_dict(), "layer": change.to_dict()}
+    return LayerManifest.from_dict(apart.result(order, context.arguments(), steps))
+
+
+def layer_here(base: Manifest, recipe: Recipe, change: Change, context: Context, steps: Steps) -> LayerManifest:
+    """What `layer` runs in that process."""
+    trees = Trees(context.work)
+    with (
+        _disk_full(context),
+        scratch(context.work, keep=context.keep) as work,
+        context.store.scratch() as ready,
+    ):
+        made = layering.build(base, recipe, change, context.store, trees, (work, ready), _Build(steps, work).step)
+    trees.prune()
+    return made
 
 
 def sweep_up(context: Context) -> list[Path]:

@@ -78,16 +78,19 @@ def plan(
     return _Planner(image, decided, limit_bytes).run()
 
 
-def archive(root: RootPlan, tree: Path, output: Path, epoch: int = 0) -> None:
+def archive(root: RootPlan, tree: Path, output: Path, epoch: int = 0, gone: Sequence[str] | None = None) -> None:
     """Write the plan as a cpio archive (newc), contents from `tree`; the same bytes for the same plan.
 
-    Names are relative, so that `cpio -idm` unpacks below where it stands. All times are `epoch` (s).
+    Names are relative, so that `cpio -idm` unpacks below where it stands. All times are `epoch` (s). The plan of a layer
+    has a member `.gone` before all others: paths, one per line, that are to be removed first (images/initrd/unpack).
     """
     names: dict[int, list[str]] = defaultdict(list)
     for copy in root.copies:
         if copy.inode and copy.size:
             names[copy.inode].append(_name(copy))
     with output.open("wb") as stream, Archive(stream, mtime=epoch) as packed:
+        if gone is not None:
+            packed.file(".gone", "".join(f"{path[1:]}\n" for path in gone).encode("utf-8", "surrogateescape"), 0o600)
         for entry in root.directories:
             packed.directory(_name(entry), entry.mode, entry.uid, entry.gid)
         for entry in root.copies:

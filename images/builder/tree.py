@@ -37,15 +37,16 @@ class Entry:
 def listing(tree: Path) -> list[Entry]:
     """All entries of the directory `tree`, sorted by path; symbolic links are not followed."""
     top = os.fspath(tree)
-    entries = [_entry(top, "/")]
+    entries = [entry(top, "/")]
     for directory, subdirectories, files in os.walk(top):
         for name in subdirectories + files:
             path = f"{directory}/{name}"
-            entries.append(_entry(path, path[len(top) :]))
-    return sorted(entries, key=lambda entry: entry.path)
+            entries.append(entry(path, path[len(top) :]))
+    return sorted(entries, key=lambda one: one.path)
 
 
-def _entry(source: str, path: str) -> Entry:
+def entry(source: str, path: str) -> Entry:
+    """The entry of one existing path `source`, which is to be called `path`."""
     status = os.lstat(source)
     kind = KINDS[stat.S_IFMT(status.st_mode)]
     is_device = kind in "bc"

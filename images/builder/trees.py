@@ -139,9 +139,7 @@ def merged(layers: list[Path], upper: Path, tree: Path, run: Runner) -> Iterator
     """
     work = upper.with_name(f"{upper.name}-work")
     work.mkdir(exist_ok=True)
-    options = [f"lowerdir={':'.join(map(str, layers))}", f"upperdir={upper}", f"workdir={work}"]
-    if os.geteuid() != 0 or _in_user_namespace():
-        options.append("userxattr")
+    options = [*stacked(layers), f"upperdir={upper}", f"workdir={work}"]
     mount = ["mount", "-t", "overlay", "-o", ",".join(options), "overlay", str(tree)]
     run.step.command(mount)
     done = subprocess.run(mount, capture_output=True, text=True)
@@ -160,6 +158,12 @@ def merged(layers: list[Path], upper: Path, tree: Path, run: Runner) -> Iterator
         raise BuildError(f"the kernel cannot put {len(layers)} layers over each other any more: {done.stderr.strip()}")
     run(["cp", "--archive", "--reflink=auto", f"{layers[0]}/.", str(tree)])
     yield False
+
+
+def stacked(layers: list[Path]) -> list[str]:
+    """Options of mount(8) for an overlay of `layers` (topmost first), whose notes are where this process may read and write them."""
+    in_namespace = os.geteuid() != 0 or _in_user_namespace()
+    return [f"lowerdir={':'.join(map(str, layers))}", *(["userxattr"] if in_namespace else [])]
 
 
 def unpack(squashfs: Path, target: Path, run: Runner, *, over: bool = False) -> None:

@@ -106,6 +106,7 @@ read_plan() {
             root_blocks) plan_root_blocks=$value ;;
             check) plan_check=$value ;;
             kind) plan_kind=$value ;;
+            layers) plan_layers=$value ;;
             plan) plan_plan=$value ;;
             plan_bytes) plan_plan_bytes=$value ;;
             home) plan_home=$value ;;
@@ -121,7 +122,9 @@ read_plan() {
 # check_plan: these values become paths, sizes and URLs. Sets make_root, the script for this kind of root.
 check_plan() {
     [ "$plan_protocol" = 1 ] || bad_plan protocol
-    case ${plan_kind:=symlink} in
+    : "${plan_kind:=symlink}"
+    check_layers
+    case $plan_kind in
         symlink) make_root=mkroot ;;
         bind | overlay) make_root=mkroot-$plan_kind ;;
         *) fail plan other "The boot plan asks for a root of the kind $plan_kind, which this initrd cannot make." ;;
@@ -139,6 +142,25 @@ check_plan() {
     case ${#plan_root},${#plan_root_hash},${#plan_plan},${#plan_home} in 64,128,64,64) ;; *) bad_plan "a digest" ;; esac
     case $plan_name in '' | -* | *[!A-Za-z0-9-]*) bad_plan name ;; esac
     case $plan_user in '' | [!a-z_]* | *[!a-z0-9_-]*) bad_plan user ;; esac
+}
+
+# check_layers: plan_layers is a list of ROOT,BYTES,HASH,BLOCKS,PLAN,BYTES, the lowest first. The kind of root says that there is
+# one, so that an initrd without layers refuses the plan instead of booting without a driver. Sets layers_bytes.
+check_layers() {
+    layers_bytes=0
+    case $plan_layers in *[!0-9a-f,\ ]*) bad_plan "a layer" ;; esac
+    case $plan_kind in
+        *+layers) [ -n "$plan_layers" ] || bad_plan layers ;;
+        *) [ -z "$plan_layers" ] || bad_plan layers ;;
+    esac
+    plan_kind=${plan_kind%+layers}
+    for layer in $plan_layers; do
+        # shellcheck disable=SC2046 # six words
+        set -- $(echo "$layer" | tr , ' ')
+        case $#,${#1},${#3},${#5} in 6,64,128,64) ;; *) bad_plan "a layer" ;; esac
+        case $2$4$6 in *[!0-9]*) bad_plan "a layer" ;; esac
+        layers_bytes=$((layers_bytes + $2 + $6))
+    done
 }
 
 bad_plan() {

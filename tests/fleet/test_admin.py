@@ -23,10 +23,10 @@ from fleet.models import (
 )
 from fleet.querysets import ScopedQuerySet
 from fleet.roles import Role
-from images.models import ImageFile
+from images.models import ImageFile, Layer
 from images.services import release
 from tests.agents.restores import make_restore
-from tests.images.versions import make_image, make_version
+from tests.images.versions import make_image, make_layer_build, make_version
 from tests.world import World, make_client, member, person
 
 
@@ -39,7 +39,9 @@ def as_(user: User) -> Browser:
 def everything(world: World) -> None:
     """A row of each kind at the club room."""
     image = make_image(world.clubroom)
-    release(make_version(image), world.gamer, world.otto)
+    version = make_version(image)
+    make_layer_build(Layer.objects.create(image=image, slug="driver", name="Driver"), version)
+    release(version, world.gamer, world.otto)
     make_restore(world, make_client(world.clubroom, client_class=world.gamer))
 
 

@@ -18,10 +18,10 @@ from agents.models import BootSession, Command, HomeRestore, Order
 from fleet import services
 from fleet.models import ApiToken, AuditEntry, Client, ClientClass, HardwareRule, Membership, Site
 from fleet.querysets import ScopedQuerySet, site_of
-from images.models import HomeTemplate, Image, ImageFile, ImageHook, ImageVersion, Release
+from images.models import HomeTemplate, Image, ImageFile, ImageHook, ImageVersion, Layer, LayerBuild, LayerFile, Release
 from images.services import release
 from tests.agents.restores import make_restore
-from tests.images.versions import make_image, make_version
+from tests.images.versions import make_image, make_layer_build, make_version
 from tests.world import World, make_client, member, person
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ TRACES = re.compile(
 LOGIN, LOGOUT = "login", "logout"
 PARAMETERS: dict[str, tuple[str, ...]] = {
     "kind": ("csv", "jsonl"),
-    "order": ("build", "release", "cancel", "retry", "roll-back", "forget", "archive", "restore"),
+    "order": ("build", "release", "cancel", "retry", "again", "roll-back", "forget", "archive", "restore"),
     "url": ("nothing",),
     "app_label": ("fleet", "agents", "images", "auth"),
 }
@@ -47,7 +47,11 @@ def full_world(world: World) -> World:
     image = make_image(world.clubroom)
     ImageFile.objects.create(image=image, path="/etc/motd", content="x")
     ImageHook.objects.create(image=image, position=1, script="true")
-    release(make_version(image), world.gamer, world.otto)
+    layer = Layer.objects.create(image=image, slug="driver", name="Gamer driver", packages="hello")
+    LayerFile.objects.create(layer=layer, path="/etc/X11/xorg.conf", content="x")
+    version = make_version(image)
+    make_layer_build(layer, version)
+    release(version, world.gamer, world.otto)
     make_restore(world, make_client(world.clubroom, client_class=world.gamer))
     services.issue_token(world.vera, "scoreboard")
     Group.objects.create(name="Club room")
@@ -123,7 +127,7 @@ def rows() -> dict[str, list[dict[str, Any]]]:
     The audit log is left out too: it notes who was refused.
     """
     kept: dict[str, list[dict[str, Any]]] = {}
-    edited: list[type[models.Model]] = [*admin.site._registry, ImageFile, ImageHook]
+    edited: list[type[models.Model]] = [*admin.site._registry, ImageFile, ImageHook, LayerFile]
     for model in edited:
         if model is AuditEntry:
             continue
@@ -209,18 +213,18 @@ def test_strangers_see_the_login_and_nothing_else(full_world: World) -> None:
     assert rows() == before
 
 
-VOLUNTEER = {Client, Image, ApiToken}
+VOLUNTEER = {Client, Image, Layer, ApiToken}
 MANAGER = VOLUNTEER | {ClientClass, HardwareRule, Membership}
-READ_ONLY = {AuditEntry, HomeRestore, BootSession, Command, Order, ImageVersion, Release, HomeTemplate}
+READ_ONLY = {AuditEntry, HomeRestore, BootSession, Command, Order, ImageVersion, LayerBuild, Release, HomeTemplate}
 
 
 @pytest.mark.parametrize(
     ("role", "adds", "edits"),
     [
         ("viewer", {ApiToken}, set()),
-        ("volunteer", VOLUNTEER, {Client, Image}),
-        ("organiser", VOLUNTEER, {Client, Image}),
-        ("site-admin", MANAGER, {Client, Image, ClientClass, HardwareRule, Membership, Site}),
+        ("volunteer", VOLUNTEER, {Client, Image, Layer}),
+        ("organiser", VOLUNTEER, {Client, Image, Layer}),
+        ("site-admin", MANAGER, {Client, Image, Layer, ClientClass, HardwareRule, Membership, Site}),
     ],
 )
 def test_each_role_adds_and_edits_what_its_rights_name(

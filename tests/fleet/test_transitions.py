@@ -14,13 +14,14 @@ from fleet.exceptions import WrongState
 from fleet.models import ApiToken, Client, ClientClass, Site
 from fleet.roles import Role
 from fleet.transitions import move
+from images.layer_models import Layer, LayerBuild, LayerStatus
 from images.models import ImageVersion, VersionStatus
 from tests.agents.restores import make_restore
 from tests.images.versions import make_image, make_version
 from tests.world import World, make_client, make_world, member
 
 OURS = [model for label in ("fleet", "images", "agents") for model in apps.get_app_config(label).get_models()]
-MOVING = [BootSession, Command, ImageVersion]
+MOVING = [BootSession, Command, ImageVersion, LayerBuild]
 
 
 def test_a_status_moves_with_its_changes_and_is_read_back(world: World) -> None:
@@ -70,7 +71,9 @@ def test_of_four_who_move_a_row_at_the_same_moment_one_does(transactional_db: No
 
 
 @pytest.mark.parametrize("model", MOVING)
-def test_transitions_name_declared_statuses_only(model: type[BootSession | Command | ImageVersion]) -> None:
+def test_transitions_name_declared_statuses_only(
+    model: type[BootSession | Command | ImageVersion | LayerBuild],
+) -> None:
     declared = {value for value, _ in model._meta.get_field("status").choices or ()}
     assert set(model.TRANSITIONS) <= declared
     assert {source for sources in model.TRANSITIONS.values() for source in sources} <= declared
@@ -86,7 +89,11 @@ def everything(world: World) -> None:
     client = make_client(world.clubroom, client_class=world.gamer)
     image = make_image(world.clubroom)
     make_version(image)  # with its home template
-    make_version(image, VersionStatus.FAILED)  # the newest: a ready one without its status breaks another rule, too
+    failed = make_version(
+        image, VersionStatus.FAILED
+    )  # the newest: a ready one without its status breaks another rule, too
+    layer = Layer.objects.create(image=image, slug="driver", name="Driver")
+    LayerBuild.objects.create(layer=layer, version=failed, change={}, status=LayerStatus.FAILED)
     make_restore(world, client)
     Rollout.objects.create(client_class=world.gamer, reason="a newer version")
 

@@ -231,7 +231,13 @@ def test_every_model_that_names_an_artefact_is_asked() -> None:
         if field.name in ("sha256", "manifest", "digest")
         or (isinstance(field, models.CharField) and field.max_length == 64)
     }
-    asked = {"ImageVersion.manifest", "ImageVersion.digest", "HomeTemplate.sha256"}
+    asked = {
+        "ImageVersion.manifest",
+        "ImageVersion.digest",
+        "HomeTemplate.sha256",
+        "LayerBuild.manifest",
+        "LayerBuild.digest",
+    }
     no_artefact = {"HomeTemplate.tree_digest", "ImageVersion.provenance"}
     assert naming == asked | no_artefact
 

@@ -4,14 +4,19 @@ import hashlib
 from typing import Any
 
 from django.db.models import Max
+from django.utils import timezone
 
 from fleet.models import Site
 from images import signatures
 from images.builder.chroot.family import Package
+from images.builder.layer import LayerManifest
 from images.builder.manifest import Manifest
 from images.builder.recipe import canonical_json
 from images.builder.store import Artefact
+from images.layer_models import Layer, LayerBuild, LayerStatus
 from images.models import HomeTemplate, Image, ImageVersion, VersionStatus
+
+GL = "/usr/lib/x86_64-linux-gnu/libGL.so.1"
 
 
 def make_image(site: Site | None, slug: str = "gamer", **fields: Any) -> Image:
@@ -55,3 +60,29 @@ def make_version(image: Image, status: VersionStatus = VersionStatus.READY, **fi
             image=image, sha256=manifest.home.sha256, bytes=1000, tree_digest=manifest.home_digest
         )
     return ImageVersion.objects.create(image=image, **(values | fields))
+
+
+def make_layer_contents(version: ImageVersion, salt: str, **values: Any) -> LayerManifest:
+    root, plan = (Artefact(digest * 32, 1000) for digest in (f"{salt}0", f"{salt}1"))
+    facts: dict[str, Any] = {
+        "root": root,
+        "plan": plan,
+        "packages": (),
+        "volatile": {},
+        "files": {GL: salt},
+        "real": (),
+    }
+    facts |= {"unpacked_bytes": 5, "epoch": 0, "root_hash": "cd" * 64, "root_blocks": 1}
+    return LayerManifest(version.digest, {}, **(facts | values))
+
+
+def make_layer_build(layer: Layer, version: ImageVersion, salt: str = "a", **values: Any) -> LayerBuild:
+    made = make_layer_contents(version, salt, **values)
+    facts = {
+        "status": LayerStatus.READY,
+        "digest": made.digest,
+        "signature": signatures.signed(made.to_json()),
+        "manifest": made.to_dict(),
+        "finished_at": timezone.now(),
+    }
+    return LayerBuild.objects.create(layer=layer, version=version, change={}, **facts)

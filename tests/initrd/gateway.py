@@ -9,6 +9,7 @@ import hashlib
 import tempfile
 import threading
 import urllib.parse
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +26,21 @@ CLIENT = "0f8fad5b-d9cb-469f-a165-70867728950e"
 Form = dict[str, str]
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A driver layer by path, with the hash tree of its squashfs."""
+
+    root: Path
+    plan: Path
+    verity: Verity
+
+    def line(self) -> str:
+        """As the boot plan has it."""
+        sizes = (self.root.stat().st_size, self.plan.stat().st_size)
+        parts = (sha256(self.root), sizes[0], self.verity.root_hash, self.verity.blocks, sha256(self.plan), sizes[1])
+        return ",".join(map(str, parts))
+
+
 @dataclass
 class Version:
     """What a client boots: kernel and initrd by path, the artefacts by path."""
@@ -39,6 +55,7 @@ class Version:
     check: str = "whole"
     kind: str = "symlink"
     home_kind: str = "overlay"
+    layers: tuple[Layer, ...] = ()
     digests: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -72,6 +89,9 @@ class Version:
         for name in ("root", "plan", "home"):
             lines[name] = self.digests[name]
             lines[f"{name}_bytes"] = str(getattr(self, name).stat().st_size)
+        if self.layers:
+            lines["kind"] += "+layers"
+            lines["layers"] = " ".join(layer.line() for layer in self.layers)
         return "".join(f"{key}={value}\n" for key, value in lines.items())
 
 
@@ -80,7 +100,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-Answer = str | int  # a body with 200, or the status of an error
+Answer = str | int | Callable[[Form], str]  # a body with 200, the status of an error, or a body for what was asked
 
 
 class Gateway:
@@ -95,6 +115,8 @@ class Gateway:
     def __init__(self, version: Version, plans: list[Answer] | None = None) -> None:
         self.version = version
         self.plans: list[Answer] = plans if plans is not None else [version.boot_plan()]
+        self.files = {known: getattr(version, name) for name, known in version.digests.items()}
+        self.files |= {sha256(path): path for layer in version.layers for path in (layer.root, layer.plan)}
         self.spoil: dict[str, list[str | int]] = {}
         self.asked: list[Form] = []
         self.troubles: list[Form] = []
@@ -169,11 +191,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(getattr(self.owner.version, url.path[1:]), [])
         elif url.path.startswith("/store/"):
             digest = url.path.removeprefix("/store/")
-            for name, known in self.owner.version.digests.items():
-                if digest == known:
-                    self._send(getattr(self.owner.version, name), self.owner.spoil.get(digest, []))
-                    return
-            self._error(404)
+            if path := self.owner.files.get(digest):
+                self._send(path, self.owner.spoil.get(digest, []))
+            else:
+                self._error(404)
         else:
             self._error(404)
 
@@ -184,7 +205,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.owner.asked.append(form)
             plans = self.owner.plans
             answer = plans.pop(0) if len(plans) > 1 else plans[0]
-            self._error(answer) if isinstance(answer, int) else self._say(self.owner.signed(answer, form["boot_id"]))
+            if isinstance(answer, int):
+                self._error(answer)
+            else:
+                self._say(self.owner.signed(answer(form) if callable(answer) else answer, form["boot_id"]))
         elif self.path == "/boot/v1/trouble":
             self.owner.troubles.append(form)
             self.send_response(204)

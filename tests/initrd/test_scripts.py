@@ -46,6 +46,15 @@ def test_each_applet_the_scripts_call_has_a_link_and_none_is_there_for_nothing()
     assert called >= set(APPLETS) - {"sh", "kill"}
 
 
+LAYER = f"{'a' * 64},1,{'b' * 128},1,{'c' * 64},1"
+
+
+def test_the_layers_of_a_plan_are_read_and_their_bytes_counted(plan_text: str) -> None:
+    layers = f"kind=overlay+layers\nlayers={LAYER} {LAYER.replace(',1,', ',20,')}\n"
+    assert checked(plan_text + layers, '"$make_root $layers_bytes"') == "mkroot-overlay 23"
+    assert checked(plan_text, '"$make_root $layers_bytes"') == "mkroot 0"
+
+
 @pytest.fixture
 def plan_text(tmp_path: Path) -> str:
     for name in ("root", "plan", "home"):
@@ -54,13 +63,13 @@ def plan_text(tmp_path: Path) -> str:
     return Version(kernel, initrd, root, plan, home, Verity("ab" * 64, 1)).boot_plan()
 
 
-def checked(plan: str) -> str:
-    """What plan.sh makes of a boot plan: "fine", or the trouble it would report."""
+def checked(plan: str, say: str = "fine") -> str:
+    """What plan.sh makes of a boot plan: "fine" or another word, or the trouble it would report."""
     script = f"""
         fail() {{ echo "$1 $2: $3"; exit; }}
         . {SCRIPTS}/plan.sh
         read_plan && check_plan
-        echo "fine"
+        echo {say}
     """
     done = subprocess.run(["busybox", "sh", "-c", script], input=plan, capture_output=True, text=True, check=True)
     assert done.stderr == ""
@@ -94,6 +103,13 @@ def test_a_good_plan_is_read_whatever_else_is_in_it(plan_text: str) -> None:
         "user=../root",
         "user=Player",
         "user=a/b",
+        "layers=" + "a" * 64,
+        f"layers={LAYER}",  # and a kind of root that says so; an initrd that knows no layers knows no such kind
+        f"kind=symlink+layers\nlayers={LAYER} *",
+        f"kind=symlink+layers\nlayers={LAYER},1",
+        f"kind=symlink+layers\nlayers={LAYER.replace(',1,', ',a,')}",
+        f"kind=symlink+layers\nlayers={LAYER} {LAYER[1:]}",
+        "kind=symlink+layers",
     ],
 )
 def test_a_value_that_could_do_harm_is_trouble_not_a_path(plan_text: str, bad: str) -> None:
