@@ -16,7 +16,7 @@ from agents.observing import locked, observe
 from agents.signing import public_keys
 from fleet import audit
 from fleet.hardware import Adapter, parse_adapters
-from fleet.models import Admission, Client, ClientState, Site, token_hash
+from fleet.models import Admission, Client, ClientClass, ClientState, RootFetch, Site, token_hash
 from fleet.services import classify
 from fleet.transitions import move
 from images.builder.initrd import KERNEL_WORDS
@@ -176,6 +176,8 @@ def boot_plan(form: Mapping[str, str]) -> str:
         return _wait(f"No version is released to {client_class} yet.")
     manifest = release.version.manifest
     assert manifest is not None
+    if client_class.root_fetch != RootFetch.HTTP and not settings.NFS_SHARE:
+        return _wait(f"{client_class} fetches its root from a share, and this server has none (FLEET_NFS_SHARE).")
     if kernel != manifest["kernel_release"]:
         if token.kernel == manifest["kernel_release"]:
             raise Refusal(403, f"The kernel {kernel} is not the one offered, {token.kernel}.", client)
@@ -198,6 +200,7 @@ def boot_plan(form: Mapping[str, str]) -> str:
         root_blocks=manifest["root_blocks"],
         check=client_class.root_check,
         kind=client_class.root_kind,
+        **_way(client_class, manifest["root"]["sha256"]),
         plan=manifest["plan"]["sha256"],
         plan_bytes=manifest["plan"]["bytes"],
         home=release.home.sha256,
@@ -210,6 +213,13 @@ def boot_plan(form: Mapping[str, str]) -> str:
         command_keys=public_keys(settings.PUBLIC_KEYS, "command"),
         session_keys=public_keys(settings.PUBLIC_KEYS, "session"),
     )
+
+
+def _way(client_class: ClientClass, root: str) -> dict[str, str]:
+    """How the root is fetched, and where it lies on the share; the store's own layout (images/builder/store.py)."""
+    if client_class.root_fetch == RootFetch.HTTP:
+        return {"fetch": RootFetch.HTTP}
+    return {"fetch": client_class.root_fetch, "share": f"{settings.NFS_SHARE}/{root[:2]}/{root}"}
 
 
 def _token(form: Mapping[str, str]) -> BootToken:

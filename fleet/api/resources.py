@@ -48,7 +48,10 @@ class SiteViewSet(ScopedViewSet[Site]):
 class ClassSerializer(serializers.ModelSerializer[ClientClass]):
     class Meta:
         model = ClientClass
-        fields = ["id", "site", "slug", "name", "colour", "root_kind", "root_check", "root_percent", "home_percent"]
+        fields = [
+            *("id", "site", "slug", "name", "colour"),
+            *("root_kind", "root_fetch", "root_check", "root_percent", "home_percent"),
+        ]
 
 
 class ClassViewSet(ScopedViewSet[ClientClass]):

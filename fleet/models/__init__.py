@@ -1,5 +1,15 @@
 from fleet.models.audit import AuditEntry, AuditHead
-from fleet.models.clients import Admission, Client, ClientClass, ClientState, Colour, HardwareRule, RootCheck, RootKind
+from fleet.models.clients import (
+    Admission,
+    Client,
+    ClientClass,
+    ClientState,
+    Colour,
+    HardwareRule,
+    RootCheck,
+    RootFetch,
+    RootKind,
+)
 from fleet.models.logins import FailedLogin
 from fleet.models.sites import Membership, Site, UnknownHardware
 from fleet.models.tokens import ApiToken, token_hash
@@ -17,6 +27,7 @@ __all__ = [
     "HardwareRule",
     "Membership",
     "RootCheck",
+    "RootFetch",
     "RootKind",
     "Site",
     "UnknownHardware",

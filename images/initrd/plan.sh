@@ -92,6 +92,8 @@ read_plan() {
             root_blocks) plan_root_blocks=$value ;;
             check) plan_check=$value ;;
             kind) plan_kind=$value ;;
+            fetch) plan_fetch=$value ;;
+            share) plan_share=$value ;;
             plan) plan_plan=$value ;;
             plan_bytes) plan_plan_bytes=$value ;;
             home) plan_home=$value ;;
@@ -120,6 +122,7 @@ check_plan() {
     case ${#plan_root},${#plan_root_hash},${#plan_plan},${#plan_home} in 64,128,64,64) ;; *) bad_plan "a digest" ;; esac
     case $plan_name in '' | -* | *[!A-Za-z0-9-]*) bad_plan name ;; esac
     case $plan_user in '' | [!a-z_]* | *[!a-z0-9_-]*) bad_plan user ;; esac
+    check_share
 }
 
 bad_plan() {

@@ -35,6 +35,8 @@ class Version:
     user: str = "player"
     check: str = "whole"
     kind: str = "symlink"
+    fetch: str = "http"
+    share: str = ""  # URL of the root on it
     digests: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -59,11 +61,14 @@ class Version:
             "root_blocks": str(self.verity.blocks),
             "check": self.check,
             "kind": self.kind,
+            "fetch": self.fetch,
             "tmpfs_percent": "50",
             "home_percent": "50",
             "command_keys": "k1:" + "A" * 43 + "=",
             "session_keys": "k2:" + "B" * 43 + "=",
         }
+        if self.share:
+            lines["share"] = self.share
         for name in ("root", "plan", "home"):
             lines[name] = self.digests[name]
             lines[f"{name}_bytes"] = str(getattr(self, name).stat().st_size)
