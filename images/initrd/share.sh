@@ -43,6 +43,9 @@ share() {
     file=/run/fleet/nfs/${share_path##*/}
     size=$(stat -c %s "$file" 2>/dev/null) || fail fetch short "The share has no root of $plan_version (${share_path##*/})."
     [ "$size" = "$plan_root_bytes" ] || fail fetch short "The root has $plan_root_bytes bytes, the share gives $size."
+    # The kernel would ask a program of the root whose names these are, and that program waits for the root.
+    [ "$(stat -c %u "$file")" != 4294967294 ] ||
+        fail root mount "The share names the owners of files: its server has to send numbers (docs/deploy.md)."
     losetup -r /dev/loop0 "$file" || fail root other "There is no loop device."
     dmsetup --noudevsync --noudevrules create root --readonly --table "$(table /dev/loop0)" >/run/fleet/answer 2>&1 ||
         fail root mount "The root's hash tree could not be set up: $(cat /run/fleet/answer)"

@@ -28,8 +28,8 @@ attend() {
     fi
 }
 
-# watch: returns 1 as soon as the root is known to be damaged, 0 when there is nothing left to look after.
-watch() {
+# look_after: returns 1 as soon as the root is known to be damaged, 0 when there is nothing left to look after.
+look_after() {
     if [ "$fetch" = lazy ]; then
         bring && turn
     else

@@ -14,7 +14,7 @@ _READY_S = 60.0
 # Without grace: a server that comes back answers at once, instead of waiting for locks to be claimed that nobody had.
 _CONFIG = """
 NFS_CORE_PARAM {{ Protocols = 4; NFS_Port = {port}; Bind_addr = 127.0.0.1; Enable_NLM = false; Enable_RQUOTA = false; }}
-NFSv4 {{ Graceless = true; RecoveryRoot = {work}; Minor_Versions = 1; }}
+NFSv4 {{ Graceless = true; RecoveryRoot = {work}; Minor_Versions = 1; Only_Numeric_Owners = true; }}
 NFS_KRB5 {{ Active_krb5 = false; }}
 EXPORT {{ Export_Id = 1; Path = {share}; Pseudo = /store; Protocols = 4; Access_Type = RO;
     Squash = None; SecType = sys; Transports = TCP; FSAL {{ Name = VFS; }} }}
