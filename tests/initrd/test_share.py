@@ -24,9 +24,11 @@ from tests.lab.nfs import Share
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.build, pytest.mark.root]
 
 UP = "root@small:~# "
+# A shell with a terminal of its own: one that is the first process ends when a job of its ends.
 SHELL = f"""#!/bin/busybox sh
 exec </dev/console >/dev/console 2>&1
-PS1="{UP}" PATH=/bin exec /bin/busybox sh -i
+export PATH=/bin PS1="{UP}"
+while :; do busybox setsid busybox cttyhack sh -i; done
 """
 FILES, FILE_BYTES = 6, 4 << 20
 # What fleet-scrub.service starts; in the background, as systemd does.
@@ -126,7 +128,7 @@ def test_a_flipped_bit_on_the_share_is_never_given_out_and_is_reported(
         pc.wait_for(UP, 120)
         assert read(pc, 2) == digest_of(roomy, 2)
         if fetch == "nfs":  # found where it is met; all of a lazy root is read by its copy
-            assert "I/O error" in pc.sh("cat /.ro/usr/share/3 >/dev/null || true", 60)
+            assert "Input/output error" in pc.sh("cat /.ro/usr/share/3 >/dev/null || true", 60)
         pc.sh(SCRUB)
         trouble = gateway.wait_for_trouble()
         assert (trouble["stage"], trouble["error"]) == ("verify", "digest-mismatch")
