@@ -21,7 +21,7 @@ class Migration(migrations.Migration):
                 default="http",
                 help_text="In memory, a client needs the server no more and is fast for ever. On the share, it needs little memory, and the server as long as it runs.",
                 max_length=4,
-                verbose_name="way of the root",
+                verbose_name="way to fetch the root",
             ),
         ),
         migrations.AddConstraint(

@@ -66,7 +66,7 @@ class ClientClass(models.Model):
         "included; it is gone at the next boot all the same.",
     )
     root_fetch = models.CharField(
-        "way of the root",
+        "way to fetch the root",
         max_length=4,
         choices=RootFetch.choices,
         default=RootFetch.HTTP,
