@@ -30,7 +30,6 @@ def measure(version: Version, runs: int, cache: Path) -> dict[str, Figures]:
         for kind in KINDS:
             for fetch in FETCHES:
                 name = f"{kind}/{fetch}"
-                progress(f"{name}: boots")
                 served = replace(version, kind=kind, fetch=fetch, share=share.url(version.root.name))
                 log = cache / "log" / f"{kind}-{fetch}.log"
                 measured = [ours.boot(served, name, log, "wait") for _ in range(runs)]
@@ -45,6 +44,7 @@ def measure(version: Version, runs: int, cache: Path) -> dict[str, Figures]:
                     "bytes": round(statistics.median(one.bytes for one in measured)),
                     "root_mib": round(statistics.median(one.files_kib for one in measured) / 1024, 1),
                 }
+                progress(f"{name}: {result[name]}")
     fastest = min(figures["wire_s"] for figures in result.values())
     header = ["", "busy s", "at 1 Gbit/s", f"of fastest (goal {SLOWEST})", "login s", "MB", "root MiB"]
     rows = [
