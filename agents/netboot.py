@@ -18,7 +18,7 @@ from agents.signing import public_keys, signify_keys
 from fleet import audit
 from fleet.exceptions import WrongState
 from fleet.hardware import Adapter, parse_adapters
-from fleet.models import Admission, Client, ClientState, Site, token_hash
+from fleet.models import Admission, Client, ClientClass, ClientState, RootFetch, Site, token_hash
 from fleet.services import classify
 from fleet.transitions import move
 from images import layers, releasing, signatures
@@ -186,6 +186,10 @@ def boot_plan(form: Mapping[str, str]) -> str:
         return _wait(boot_id, f"{release.version} is not started: {why}.")
     manifest = release.version.manifest
     assert manifest is not None
+    if client_class.root_fetch != RootFetch.HTTP and not settings.NFS_SHARE:
+        return _wait(
+            boot_id, f"{client_class} fetches its root from a share, and this server has none (FLEET_NFS_SHARE)."
+        )
     try:
         over = layers.needed(client_class, release.version)
     except WrongState as error:
@@ -216,6 +220,7 @@ def boot_plan(form: Mapping[str, str]) -> str:
         # An initrd that knows no layers knows no such kind: it refuses, instead of booting without them.
         kind=f"{client_class.root_kind}{'+layers' if over else ''}",
         **({"layers": " ".join(build.plan_words() for build in over)} if over else {}),
+        **_way(client_class, manifest["root"]["sha256"]),
         plan=manifest["plan"]["sha256"],
         plan_bytes=manifest["plan"]["bytes"],
         home=release.home.sha256,
@@ -229,6 +234,13 @@ def boot_plan(form: Mapping[str, str]) -> str:
         command_keys=public_keys(settings.PUBLIC_KEYS, "command"),
         session_keys=public_keys(settings.PUBLIC_KEYS, "session"),
     )
+
+
+def _way(client_class: ClientClass, root: str) -> dict[str, str]:
+    """How the root is fetched, and where it lies on the share; the store's own layout (images/builder/store.py)."""
+    if client_class.root_fetch == RootFetch.HTTP:
+        return {"fetch": RootFetch.HTTP}
+    return {"fetch": client_class.root_fetch, "share": f"{settings.NFS_SHARE}/{root[:2]}/{root}"}
 
 
 def _token(form: Mapping[str, str]) -> BootToken:

@@ -4,6 +4,7 @@ django-environ parses URLs well, but two of its habits are dangerous and are fen
 taken as another variable's name, and ``env.bool`` reads the typo ``ture`` as False.
 """
 
+import ipaddress
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
+_NFS_SHARE = re.compile(r"nfs://([0-9.]+)(?::([0-9]{1,5}))?((?:/[A-Za-z0-9._-]+)+)")
 _HOST = re.compile(r"\*|\.?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 
 
@@ -91,6 +93,24 @@ class Env:
                 f"{' or '.join(f'{s}://' for s in schemes)}, with a host."
             )
         return value.rstrip("/")
+
+    def nfs_share(self, name: str) -> str:
+        """Empty, or ``nfs://<IPv4 address>:<port>/<path>``: what an initrd mounts, which resolves no names."""
+        value = self.text(name, "").rstrip("/")
+        if not value:
+            return ""
+        match = _NFS_SHARE.fullmatch(value)
+        try:
+            ipaddress.IPv4Address(match[1] if match else "")
+            port = int((match and match[2]) or 2049)
+        except ValueError:
+            match = None
+        if not match or not 0 < port < 65536:
+            raise ImproperlyConfigured(
+                f"{name}={value!r} is no share: write nfs://10.20.0.1/srv/fleet, with the address (no name) at which clients "
+                "reach the server, and a path of letters, digits and ._/-."
+            )
+        return f"nfs://{match[1]}:{port}{match[3]}"
 
     def hosts(self, name: str, default: str) -> list[str]:
         """Host names or addresses as they stand in a Host header without a port; ``.example.org`` takes in subdomains."""

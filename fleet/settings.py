@@ -40,6 +40,8 @@ SECRET_KEY = env.secret("FLEET_SECRET_KEY") if SECRET_KEY_CONFIGURED else secret
 ALLOWED_HOSTS = env.hosts("FLEET_ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
 PUBLIC_URL = env.url("FLEET_PUBLIC_URL", "http://127.0.0.1:8000", schemes=("http", "https"))
 GATEWAY_URL = env.url("FLEET_GATEWAY_URL", "http://127.0.0.1:8001", schemes=("http",))
+# Where clients find FLEET_STORE's objects/ by NFS, for classes that do not fetch their root whole; empty: no class may.
+NFS_SHARE = env.nfs_share("FLEET_NFS_SHARE")
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
 HTTPS = PUBLIC_URL.startswith("https://")
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS

@@ -49,7 +49,7 @@ class ClassSerializer(serializers.ModelSerializer[ClientClass]):
     class Meta:
         model = ClientClass
         fields = [
-            *("id", "site", "slug", "name", "colour", "root_kind", "root_check", "root_percent"),
+            *("id", "site", "slug", "name", "colour", "root_kind", "root_fetch", "root_check", "root_percent"),
             *("home_kind", "home_percent"),
         ]
 

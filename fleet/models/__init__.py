@@ -8,6 +8,7 @@ from fleet.models.clients import (
     HardwareRule,
     HomeKind,
     RootCheck,
+    RootFetch,
     RootKind,
 )
 from fleet.models.logins import FailedLogin
@@ -28,6 +29,7 @@ __all__ = [
     "HomeKind",
     "Membership",
     "RootCheck",
+    "RootFetch",
     "RootKind",
     "Site",
     "UnknownHardware",

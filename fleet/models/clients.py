@@ -1,6 +1,7 @@
 import uuid
 from collections.abc import Callable
 
+from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
@@ -56,6 +57,14 @@ def class_check(check: ClassCheck) -> ClassCheck:
     return check
 
 
+class RootFetch(models.TextChoices):
+    """How the image comes to a client; every block is checked against the hash of the boot plan, whichever way it comes."""
+
+    HTTP = "http", "All of it into memory, before the client boots"
+    LAZY = "lazy", "Read over NFS when needed, then all of it into memory"
+    NFS = "nfs", "Stays on the NFS share, read when needed"
+
+
 class ClientClass(models.Model):
     """What kind of station a client is: gamer, contest, kiosk. Deduced from its graphics adapter."""
 
@@ -73,6 +82,14 @@ class ClientClass(models.Model):
         help_text="Symlinks are the fastest, and show plainly what can change. Bind mounts are for programs that do not like "
         "symlinks in place of directories such as /usr. With an overlay everything can be written, packages "
         "included; it is gone at the next boot all the same.",
+    )
+    root_fetch = models.CharField(
+        "way to fetch the root",
+        max_length=4,
+        choices=RootFetch.choices,
+        default=RootFetch.HTTP,
+        help_text="In memory, a client needs the server no more and is fast for ever. On the share, it needs little memory, "
+        "and the server as long as it runs.",
     )
     root_check = models.CharField("check of the root", max_length=5, choices=RootCheck.choices, default=RootCheck.READ)
     root_percent = models.PositiveSmallIntegerField(
@@ -108,12 +125,23 @@ class ClientClass(models.Model):
             status_constraint(RootKind, "class_root_kind_declared", "root_kind"),
             status_constraint(RootCheck, "class_root_check_declared", "root_check"),
             status_constraint(HomeKind, "class_home_kind_declared", "home_kind"),
+            status_constraint(RootFetch, "class_root_fetch_declared", "root_fetch"),
+            models.CheckConstraint(
+                condition=models.Q(root_check=RootCheck.READ) | models.Q(root_fetch=RootFetch.HTTP),
+                name="class_whole_check_needs_the_whole",
+                violation_error_message="A root that is read when it is needed is checked when it is read: "
+                "choose that check, or fetch all of it before the client boots.",
+            ),
         ]
 
     def __str__(self) -> str:
         return self.name
 
     def clean(self) -> None:
+        if self.root_fetch != RootFetch.HTTP and not settings.NFS_SHARE:
+            raise ValidationError(
+                {"root_fetch": "This server has no NFS share: set FLEET_NFS_SHARE (docs/deploy.md), or fetch by HTTP."}
+            )
         for check in _class_checks:
             check(self)
 

@@ -30,9 +30,9 @@ DIRECTORIES = (
 )  # fmt: skip
 # What our scripts call. The kernel itself calls /sbin/modprobe for protocols and PHY drivers.
 APPLETS = (
-    "cat", "chmod", "chown", "chroot", "cp", "cpio", "cut", "dd", "find", "grep", "gunzip", "insmod", "ip", "kill", "ln", "losetup",
+    "cat", "chmod", "chown", "chroot", "cp", "cpio", "cut", "dd", "find", "grep", "insmod", "ip", "kill", "ln", "losetup",
     "mkdir", "mount", "mv", "reboot", "rm", "rmdir", "setsid", "sh", "sha256sum", "sleep", "stat", "switch_root", "sync", "timeout", "tr",
-    "udhcpc", "umount", "uname", "usleep", "wget",
+    "udhcpc", "umount", "uname", "unxz", "usleep", "wget",
 )  # fmt: skip
 # Each of the Debian package of its name: the one that tells the kernel of a hash tree (DM_TABLE_LOAD), the one that checks
 # the signature of the boot plan.
@@ -246,7 +246,7 @@ def _pack_modules(
 ) -> None:
     """Each module with the two tables busybox's modprobe reads.
 
-    Those that each boot loads as they are, listed in /fleet/root-modules; the others as gzip files (images/initrd/modprobe).
+    Those that each boot loads as they are, listed in /fleet/root-modules; the others as xz files (images/initrd/modprobe).
     """
     base = f"lib/modules/{release}"
     archive.directory(base)
@@ -257,7 +257,7 @@ def _pack_modules(
         if path in first:
             archive.file(f"{base}/{_plain(path)}", content)
         else:
-            archive.file(f"{base}/{_plain(path)}.gz", gzip.compress(content, mtime=0))
+            archive.file(f"{base}/{_plain(path)}.xz", lzma.compress(content, check=lzma.CHECK_CRC32))
     archive.file("fleet/root-modules", "".join(f"/{base}/{_plain(path)}\n" for path in first).encode())
     dependencies = "".join(
         f"{_plain(path)}: {' '.join(_plain(first) for first in reversed(modules[path]))}".rstrip() + "\n"

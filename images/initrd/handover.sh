@@ -53,8 +53,10 @@ units() {
     cp /fleet/lease /run/fleet/bin/
     cp /fleet/fleet-scrub.service /run/systemd/system/
     cp /fleet/scrub /run/fleet/bin/
-    printf 'server=%s\nmac=%s\ntoken=%s\nversion=%s\n' "$server" "$mac" "$token" "$plan_version" >/run/fleet/scrub
+    printf 'server=%s\nmac=%s\ntoken=%s\nversion=%s\nfetch=%s\n' \
+        "$server" "$mac" "$token" "$plan_version" "$plan_fetch" >/run/fleet/scrub
     chmod 600 /run/fleet/scrub
+    [ "$plan_fetch" = http ] || keep_share
     for unit in fleet-agent fleet-lease fleet-scrub; do
         ln -s "../$unit.service" /run/systemd/system/multi-user.target.wants/
     done

@@ -107,6 +107,8 @@ read_plan() {
             check) plan_check=$value ;;
             kind) plan_kind=$value ;;
             layers) plan_layers=$value ;;
+            fetch) plan_fetch=$value ;;
+            share) plan_share=$value ;;
             plan) plan_plan=$value ;;
             plan_bytes) plan_plan_bytes=$value ;;
             home) plan_home=$value ;;
@@ -142,6 +144,7 @@ check_plan() {
     case ${#plan_root},${#plan_root_hash},${#plan_plan},${#plan_home} in 64,128,64,64) ;; *) bad_plan "a digest" ;; esac
     case $plan_name in '' | -* | *[!A-Za-z0-9-]*) bad_plan name ;; esac
     case $plan_user in '' | [!a-z_]* | *[!a-z0-9_-]*) bad_plan user ;; esac
+    check_share
 }
 
 # check_layers: plan_layers is a list of ROOT,BYTES,HASH,BLOCKS,PLAN,BYTES, the lowest first. The kind of root says that there is

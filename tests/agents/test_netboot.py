@@ -23,6 +23,7 @@ from fleet.models import (
     ClientState,
     HardwareRule,
     HomeKind,
+    RootFetch,
     RootKind,
     Site,
     UnknownHardware,
@@ -385,7 +386,7 @@ def test_the_plan_holds_what_the_protocol_says(client: Client, release: Release,
 def test_the_initrd_makes_the_kind_of_root_that_the_class_has(client: Client, release: Release, kind: str) -> None:
     ClientClass.objects.filter(pk=release.client_class_id).update(root_kind=kind)
     text = netboot.boot_plan(form(token_of(MAC), MAC))
-    script = 'fail() { echo "$@"; exit 1; }; . images/initrd/plan.sh; read_plan && check_plan && echo "$make_root"'
+    script = 'fail() { echo "$@"; exit 1; }; . images/initrd/plan.sh; . images/initrd/share.sh; read_plan && check_plan && echo "$make_root"'
     shell = subprocess.run(
         ["busybox", "sh", "-c", script], input=text, capture_output=True, text=True, check=False, cwd=PROJECT
     )
@@ -410,11 +411,57 @@ def test_the_initrd_makes_the_kind_of_home_that_the_class_has(client: Client, re
         assert answer in shell.stdout.strip()
 
 
+@pytest.mark.parametrize("fetch", RootFetch.values)
+def test_the_plan_says_how_the_root_is_fetched_and_the_initrd_takes_it(
+    client: Client, release: Release, settings: Settings, fetch: str
+) -> None:
+    settings.NFS_SHARE = "nfs://10.20.0.1:2050/srv/fleet/objects"
+    ClientClass.objects.filter(pk=release.client_class_id).update(root_fetch=fetch)
+    manifest = release.version.manifest
+    assert manifest is not None
+    root, size = manifest["root"]["sha256"], manifest["root"]["bytes"]
+    script = """
+fail() { echo "$@"; exit 1; }
+. images/initrd/plan.sh
+. images/initrd/share.sh
+read_plan && check_plan && echo "$plan_fetch $root_memory $share_host $share_port $share_path"
+"""
+    text = netboot.boot_plan(form(token_of(MAC), MAC))
+    shell = subprocess.run(
+        ["busybox", "sh", "-c", script], input=text, capture_output=True, text=True, check=False, cwd=PROJECT
+    )
+    share = ["10.20.0.1", "2050", f"/srv/fleet/objects/{root[:2]}/{root}"] if fetch != "http" else []
+    assert shell.stdout.split() == [fetch, "0" if fetch == "nfs" else str(size), *share], shell.stderr
+
+
+@pytest.mark.parametrize(
+    "share", ["", "nfs://server:2049/s/f", "nfs://10.0.0.1:x/s/f", "nfs://10.0.0.1/s/f", "nfs://10.0.0.1:1/f"]
+)
+def test_the_initrd_takes_no_share_that_it_could_not_mount(share: str) -> None:
+    script = (
+        'bad_plan() { echo "bad $1"; exit 1; }; . images/initrd/share.sh; plan_fetch=nfs plan_root_bytes=1; '
+        f"plan_share={share}; check_share; echo good"
+    )
+    shell = subprocess.run(["busybox", "sh", "-c", script], capture_output=True, text=True, check=False, cwd=PROJECT)
+    assert shell.stdout == "bad share\n"
+
+
+def test_a_client_waits_where_its_class_needs_a_share_that_the_server_lost(
+    client: Client, release: Release, settings: Settings
+) -> None:
+    settings.NFS_SHARE = ""
+    ClientClass.objects.filter(pk=release.client_class_id).update(root_fetch=RootFetch.NFS)
+    said = plan_of(client)
+    assert said["action"] == "wait"
+    assert "FLEET_NFS_SHARE" in said["reason"]
+
+
 def test_the_initrd_takes_the_plan(client: Client) -> None:
     text = netboot.boot_plan(form(token_of(MAC), MAC))
     script = """
 fail() { echo "$@"; exit 1; }
 . images/initrd/plan.sh
+. images/initrd/share.sh
 read_plan && check_plan && echo "$plan_client $plan_name $plan_class $plan_root $plan_home_bytes $plan_user"
 """
     shell = subprocess.run(

@@ -1,12 +1,14 @@
 """From kernel start to login prompt: our boot beside Debian's live-boot, LTSP and dracut livenet.
 
-`python -m tests.bench.boot [--runs N] [--only NAME …]`, as root. All four systems have the same packages and the
-same measuring getty, start in the same virtual PC, and get the same console. Trees are kept in var/cache/bench.
+`python -m tests.bench.boot [--runs N] [--only NAME …] [--kinds]`, as root. All four systems have the same packages and the
+same measuring getty, start in the same virtual PC, and get the same console. Beside
+that our own boot in each kind of root, fetched in each way (tests/bench/kinds.py). Trees are kept in var/cache/bench.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -19,7 +21,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from tests.bench import guest, ours
+from tests.bench import guest, kinds, ours
 from tests.bench.peers import dracut, live_boot, ltsp, tree
 from tests.bench.report import finish, progress
 
@@ -91,10 +93,10 @@ def prepare(names: list[str]) -> Path | None:
     return ours.built(CACHE) if "ours" in names else None
 
 
-def measure(names: list[str], runs: int, version: Path) -> None:
-    """Boot each in turn, one at a time; print medians, the table and the JSON line."""
-    result: dict[str, dict[str, float]] = {}
-    boots = {"ours": lambda name, _, log: ours.boot(CACHE, version, name, log), **PEERS}
+def measure(names: list[str], runs: int, version: Path, result: dict[str, object]) -> None:
+    """Boot each in turn, one at a time; print medians, the table and, with `result` in it, the JSON line."""
+    medians: dict[str, dict[str, float]] = {}
+    boots = {"ours": lambda name, _, log: ours.boot(ours.artefacts(CACHE, version), name, log), **PEERS}
     for name in names:
         measured = []
         for run in range(1, runs + 1):
@@ -102,14 +104,14 @@ def measure(names: list[str], runs: int, version: Path) -> None:
             with tempfile.TemporaryDirectory(prefix="boot-", dir=CACHE) as scratch:
                 measured.append(boots[name](name, Path(scratch), CACHE / "log" / f"{name}.log"))
             progress(f"{name}: {measured[-1].busy_s:.2f} s busy, login prompt at {measured[-1].login_s:.2f} s")
-        result[name] = {
+        medians[name] = {
             "busy_s": round(statistics.median(one.busy_s for one in measured), 2),
             "login_s": round(statistics.median(one.login_s for one in measured), 2),
             "bytes": round(statistics.median(one.bytes for one in measured)),
             "initrd_bytes": measured[0].initrd_bytes,
             "ram_mib": round(statistics.median(one.ram_mib for one in measured), 1),
         }
-    peers = [figures["busy_s"] for name, figures in result.items() if name != "ours"]
+    peers = [figures["busy_s"] for name, figures in medians.items() if name != "ours"]
     rows = [
         [
             name,
@@ -120,25 +122,33 @@ def measure(names: list[str], runs: int, version: Path) -> None:
             f"{figures['initrd_bytes'] / 1e6:.1f}",
             f"{figures['ram_mib']:.0f}",
         ]
-        for name, figures in result.items()
+        for name, figures in medians.items()
     ]
     print(f"Kernel start to login prompt, median of {runs}; guest seconds at 1 ns per instruction.")
-    finish(["", "busy s", f"of best (goal {GOAL})", "login s", "MB", "initrd MB", "RAM MiB"], rows, result)
+    finish(["", "busy s", f"of best (goal {GOAL})", "login s", "MB", "initrd MB", "RAM MiB"], rows, medians | result)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.boot", description=__doc__)
     parser.add_argument("--runs", type=int, default=1, help="boots of each (default: 1)")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), help="leave the others out")
+    parser.add_argument("--kinds", action="store_true", help="only the kinds of root and the ways to fetch it")
     parser.add_argument(_INSIDE, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         print("bench-boot builds chroots and serves NFS: run it as root.", file=sys.stderr)
         return 1
     if arguments.inside_namespace:
-        measure(arguments.only, arguments.runs, arguments.inside_namespace)
+        version = arguments.inside_namespace
+        result: dict[str, object] = {}
+        if "ours" in arguments.only:
+            result["kinds"] = kinds.measure(ours.artefacts(CACHE, version), arguments.runs, CACHE)
+        if arguments.kinds:
+            print(json.dumps(result))
+        else:
+            measure(arguments.only, arguments.runs, version, result)
         return 0
-    version = prepare(arguments.only)
+    version = prepare(["ours"] if arguments.kinds else arguments.only)
     again = [sys.executable, "-m", "tests.bench.boot", *sys.argv[1:], _INSIDE, str(version)]
     isolated = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     return subprocess.call([*isolated, "sh", "-ec", _NAMESPACE, "sh", *again])

@@ -21,6 +21,8 @@ from tests.initrd.gateway import Gateway, Version
 # What iPXE adds to the command line: the lease the firmware got (here: QEMU's user network).
 LEASE = "fleet.ip=10.0.2.15 fleet.netmask=255.255.255.0 fleet.router=10.0.2.2 fleet.dns=10.0.2.3"
 WORDS = f"{LEASE} {KERNEL_WORDS}"
+# After the measurement: what lies in memory as files, the root and the image in it among them.
+AFTER = RecipeFile("/usr/local/lib/bench/after", "#!/bin/sh\nexec df -k -t tmpfs --output=used,target\n", 0o755)
 _SOURCES = Path(__file__).resolve().parents[2]
 
 
@@ -31,7 +33,7 @@ def built(cache: Path) -> Path:
         RecipeFile(target, (GUEST / name).read_text(), 0o755 if name == "getty" else 0o644)
         for name, target in MEASURE.items()
     )
-    recipe = Recipe(name="bench", suite=SUITE, packages=("zstd",), files=files)
+    recipe = Recipe(name="bench", suite=SUITE, packages=("zstd",), files=(*files, AFTER))
     digest = hashlib.sha256(recipe.digest.encode())
     for directory in ("images/builder", "images/initrd", "agents/daemon"):
         for path in sorted((_SOURCES / directory).rglob("*")):
@@ -45,14 +47,17 @@ def built(cache: Path) -> Path:
     return known
 
 
-def boot(cache: Path, version: Path, name: str, log: Path) -> guest.Measured:
-    """Boot the version of the manifest file `version`, whose artefacts are in the cache."""
+def artefacts(cache: Path, version: Path) -> Version:
+    """What the version of the manifest file `version` boots, from the cache."""
     store = stores.Store(cache / "store")
     manifest = Manifest.from_dict(json.loads(version.read_text()))
     verity = Verity(manifest.root_hash, manifest.root_blocks)
     path = {part: store.require(artefact) for part, artefact in manifest.artefacts().items()}
-    served = Version(path["kernel"], path["initrd"], path["root"], path["plan"], path["home"], verity, check="read")
+    return Version(path["kernel"], path["initrd"], path["root"], path["plan"], path["home"], verity, check="read")
+
+
+def boot(served: Version, name: str, log: Path, idle: guest.Idle = "skip") -> guest.Measured:
     with Gateway(served) as gateway:
         gateway.command_line = ""
         append = gateway.append(f"http://{guest.HOST}:{gateway.port}", guest.MAC, WORDS)
-        return guest.boot(name, guest.Boot(path["kernel"], path["initrd"], append), log)
+        return guest.boot(name, guest.Boot(served.kernel, served.initrd, append), log, idle)

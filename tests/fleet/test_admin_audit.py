@@ -185,13 +185,8 @@ def test_a_row_stays_at_its_site(world: World) -> None:
     """Also for somebody who may change both: what hangs on it would stay behind."""
     Membership.objects.create(user=world.mallory, site=world.clubroom, role="site-admin")
     form = {"site": world.school.pk, "name": "Gamer", "slug": "gamer", "colour": "red"}
-    form |= {
-        "root_percent": 50,
-        "home_percent": 50,
-        "root_check": "read",
-        "root_kind": "symlink",
-        "home_kind": "overlay",
-    }
+    form |= {"root_percent": 50, "home_percent": 50, "root_check": "read", "root_kind": "symlink"}
+    form |= {"root_fetch": "http", "home_kind": "overlay"}
     assert as_(world.mallory).post(f"/admin/fleet/clientclass/{world.gamer.pk}/change/", form).status_code == 302
     world.gamer.refresh_from_db()
     assert (world.gamer.site, world.gamer.colour) == (world.clubroom, "red")

@@ -202,3 +202,31 @@ def test_the_example_shows_the_defaults() -> None:
         for environment in (bare, bare | shown)
     ]
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("", ""),
+        ("nfs://10.20.0.1/srv/fleet/objects/", "nfs://10.20.0.1:2049/srv/fleet/objects"),
+        ("nfs://10.20.0.1:2050/x", "nfs://10.20.0.1:2050/x"),
+    ],
+)
+def test_a_share_is_named_by_address_port_and_path(written: str, read: str) -> None:
+    assert Env({"X": written}).nfs_share("X") == read
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "10.0.0.1:/srv",
+        "nfs://server/srv",
+        "nfs://10.0.0.1",
+        "nfs://10.0.0.300/srv",
+        "nfs://10.0.0.1:0/s",
+        "nfs://10.0.0.1/a b",
+    ],
+)
+def test_what_an_initrd_could_not_mount_is_no_share(written: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match="write nfs://"):
+        Env({"X": written}).nfs_share("X")

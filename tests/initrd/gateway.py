@@ -56,6 +56,8 @@ class Version:
     kind: str = "symlink"
     home_kind: str = "overlay"
     layers: tuple[Layer, ...] = ()
+    fetch: str = "http"
+    share: str = ""  # URL of the root on it
     digests: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,11 +83,14 @@ class Version:
             "check": self.check,
             "kind": self.kind,
             "home_kind": self.home_kind,
+            "fetch": self.fetch,
             "tmpfs_percent": "50",
             "home_percent": "50",
             "command_keys": "k1:" + "A" * 43 + "=",
             "session_keys": "k2:" + "B" * 43 + "=",
         }
+        if self.share:
+            lines["share"] = self.share
         for name in ("root", "plan", "home"):
             lines[name] = self.digests[name]
             lines[f"{name}_bytes"] = str(getattr(self, name).stat().st_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
+import lzma
 import shutil
 import subprocess
 from io import BytesIO
@@ -122,8 +122,8 @@ def test_the_initrd_holds_scripts_daemon_modules_and_their_tables(modules: Path,
     assert "kernel/net/r8169.ko: kernel/net/realtek.ko kernel/net/libphy.ko\n" in (tables / "modules.dep").read_text()
     assert (tables / "modules.alias").read_text().count("\n") == 2
     assert sorted(path.name for path in tables.rglob("*.ko*")) == [
-        *("libphy.ko.gz", "r8169.ko.gz", "realtek.ko.gz", "virtio.ko.gz", "virtio_net.ko.gz", "virtio_pci.ko.gz"),
-        "virtio_ring.ko.gz",
+        *("libphy.ko.xz", "r8169.ko.xz", "realtek.ko.xz", "virtio.ko.xz", "virtio_net.ko.xz", "virtio_pci.ko.xz"),
+        "virtio_ring.ko.xz",
     ]
 
 
@@ -138,8 +138,8 @@ def test_what_every_boot_loads_is_listed_in_load_order_and_packed_ready_to_load(
     listed = (root / "fleet/root-modules").read_text().split()
     assert [Path(path).name for path in listed] == ["libphy.ko", "realtek.ko", "r8169.ko"]
     assert all((root / path.lstrip("/")).read_bytes().startswith(b"a module") for path in listed)
-    packed = {path.name for path in root.rglob("*.ko.gz")}
-    assert packed == {"virtio.ko.gz", "virtio_ring.ko.gz", "virtio_pci.ko.gz"}
+    packed = {path.name for path in root.rglob("*.ko.xz")}
+    assert packed == {"virtio.ko.xz", "virtio_ring.ko.xz", "virtio_pci.ko.xz"}
 
 
 def test_the_same_input_gives_the_same_bytes(modules: Path, daemon: Path, tmp_path: Path) -> None:
@@ -162,8 +162,8 @@ def test_modules_that_a_distribution_packed_are_packed_as_busybox_unpacks_them(
     table.write_text(table.read_text().replace(".ko", f".ko{suffix}"))
     initrd.build(tmp_path / "tree", RELEASE, daemon, tmp_path / "initrd", Runner(Recorded("initrd", "")))
     root = unpacked(tmp_path / "initrd", tmp_path / "root")
-    module = root / "lib/modules" / RELEASE / "kernel/net/r8169.ko.gz"
-    assert gzip.decompress(module.read_bytes()).startswith(b"a module")
+    module = root / "lib/modules" / RELEASE / "kernel/net/r8169.ko.xz"
+    assert lzma.decompress(module.read_bytes()).startswith(b"a module")
     assert suffix not in (root / "lib/modules" / RELEASE / "modules.dep").read_text()
 
 

@@ -1,17 +1,20 @@
-"""The kinds of root, each booted to the end on a real image."""
+"""The kinds of root and the ways to fetch one, each booted to the end on a real image."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests.initrd.conftest import Booting, boot
 from tests.initrd.gateway import Gateway, Version
 from tests.lab import Lab, Pc
+from tests.lab.nfs import Share
 from tests.lab.recipe import ROOT_LOGIN
 
-KINDS = (("symlink", "overlay"), ("bind", "copy"), ("overlay", "copy"))  # of root, of home
+# Of root and home, and the way the root comes: which goes with which makes no difference to any, so three boots show all of them.
+WAYS = (("symlink", "overlay", "nfs"), ("bind", "copy", "lazy"), ("overlay", "copy", "http"))
 ROOT_KIB = 12 << 10  # of memory, for the root itself
 
 
@@ -24,15 +27,25 @@ def changed(plan: str, **values: str) -> str:
 @pytest.mark.slow
 @pytest.mark.build
 @pytest.mark.root
-@pytest.mark.parametrize(("kind", "home"), KINDS)
-def test_an_image_boots_on_each_kind_of_root(image: Version, kind: str, home: str) -> None:
-    version = replace(image, kind=kind, home_kind=home, check="read")
-    with Gateway(version) as gateway, Lab(gateway.port, network="user") as lab:
+@pytest.mark.parametrize(("kind", "home", "fetch"), WAYS)
+def test_an_image_boots_on_each_kind_of_root_fetched_in_each_way(
+    image: Version, tmp_path: Path, kind: str, home: str, fetch: str
+) -> None:
+    asked = replace(image, kind=kind, home_kind=home, fetch=fetch, check="read")
+    with (
+        Share(image.root.parent, tmp_path) as share,
+        Gateway(replace(asked, share=share.url(image.root.name))) as gateway,
+        Lab(gateway.port, network="user") as lab,
+    ):
         pc = lab.pc("seat-7")
         boot(gateway, pc)
         pc.wait_for(ROOT_LOGIN, 240)
         assert gateway.troubles == []
         looks_right(pc, kind, home)
+        whole = [path for path, _ in gateway.downloads if path.endswith(image.digests["root"])]
+        assert bool(whole) == (fetch == "http")
+        if fetch == "nfs":
+            assert pc.sh("df --output=used /run/fleet/share | tail -1").strip() == "0"
         # The daemon has no server here; with one it is the lab's test.
         failed = pc.sh("systemctl --failed --plain --no-legend | cut -d' ' -f1", 60).split()
         assert set(failed) <= {"fleet-agent.service"}

@@ -68,6 +68,7 @@ def checked(plan: str, say: str = "fine") -> str:
     script = f"""
         fail() {{ echo "$1 $2: $3"; exit; }}
         . {SCRIPTS}/plan.sh
+        . {SCRIPTS}/share.sh
         read_plan && check_plan
         echo {say}
     """

@@ -81,6 +81,10 @@ class Console:
         match = self.wait_for(rf"{mark} (\d+)$", timeout_s)
         return int(match[1]), self.text[start : match.start()]
 
+    def new_shell(self) -> None:
+        """To be called when the PC restarted and its shell waits: it is one that was told nothing yet."""
+        self._shell = False
+
     def close(self) -> None:
         self._socket.close()
         self._thread.join(5.0)

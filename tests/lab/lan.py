@@ -27,7 +27,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Lan:
-    """`SERVER` answers DHCP, and forwards one TCP port to the same port on the host's loopback."""
+    """`SERVER` answers DHCP, and forwards a TCP port to the same port on the host's loopback."""
 
     def __init__(self, keeper: Keeper, directory: Path, port: int, bootfile: str) -> None:
         """`bootfile` is the URL that DHCP gives to the firmware. Raises LabError without root."""
@@ -48,7 +48,12 @@ class Lan:
         for name in ("lo", "lan", "server"):
             self._ip(f"link set {name} up")
         self._dnsmasq = self._start_dnsmasq(bootfile)
-        self._uplink = Uplink(_in_thread(self._listen, port), port)
+        self._uplinks: list[Uplink] = []
+        self.forward(port)
+
+    def forward(self, port: int) -> None:
+        """One more port of `SERVER` that leads to the same port on the host's loopback."""
+        self._uplinks.append(Uplink(_in_thread(self._listen, port), port))
 
     def tap(self) -> str:
         """A new port of the switch; returns the name of its tap device."""
@@ -91,7 +96,8 @@ class Lan:
         _in_thread(broadcast)
 
     def close(self) -> None:
-        self._uplink.close()
+        for uplink in self._uplinks:
+            uplink.close()
         end(self._dnsmasq)
         os.close(self._namespace)
 

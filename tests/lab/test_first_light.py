@@ -18,7 +18,17 @@ from agents.models import BootSession, Command, CommandStatus, HomeRestore, Rest
 from fleet import audit
 from fleet.box import BASE_DIR, box_environment
 from fleet.management.commands.up import prepare
-from fleet.models import ApiToken, AuditEntry, Client, ClientClass, ClientState, HomeKind, RootCheck
+from fleet.models import (
+    ApiToken,
+    AuditEntry,
+    Client,
+    ClientClass,
+    ClientState,
+    HomeKind,
+    RootCheck,
+    RootFetch,
+    RootKind,
+)
 from fleet.processes import Processes, read_procfile
 from images.builder.manifest import Manifest
 from images.builder.store import Store
@@ -27,6 +37,7 @@ from images.services import release, request_build
 from tests.lab.demo import people_and_site, seat_stations
 from tests.lab.lab import Lab
 from tests.lab.lan import SERVER
+from tests.lab.nfs import Share
 from tests.lab.pc import Pc
 from tests.lab.recipe import ROOT_LOGIN, ROOT_SHELL
 from tests.services import celery_sends_to, database_url, wait_for
@@ -58,6 +69,7 @@ class Box:
     env: dict[str, str]
     lines: list[str]
     token: str
+    share: Share
 
     def api(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """A call as a script makes it."""
@@ -102,6 +114,11 @@ def box(transactional_db: None, tmp_path: Path, settings: Settings) -> Iterator[
     """All processes of the Procfile on the test's database."""
     env = box_environment(tmp_path)
     env |= {"FLEET_DATABASE_URL": database_url(), "FLEET_GATEWAY_URL": f"http://{SERVER}:{env['GATEWAY_PORT']}"}
+    objects, work = tmp_path / "store/objects", tmp_path / "share"
+    objects.mkdir(parents=True)
+    work.mkdir()
+    share = Share(objects, work)
+    env["FLEET_NFS_SHARE"] = share.url("", SERVER)
     prepare(env)
     settings.PUBLIC_KEYS = tmp_path / "keys"
     lines: list[str] = []
@@ -113,8 +130,8 @@ def box(transactional_db: None, tmp_path: Path, settings: Settings) -> Iterator[
     ApiToken.objects.create(user=User.objects.get(username="demo"), name="lab", digest=digest, hint=hint)
     processes.start()
     try:
-        with celery_sends_to(env["FLEET_REDIS_URL"].replace("unix://", "redis+socket://")):
-            yield Box(processes, env, lines, token)
+        with celery_sends_to(env["FLEET_REDIS_URL"].replace("unix://", "redis+socket://")), share:
+            yield Box(processes, env, lines, token, share)
     finally:
         processes.stop()
 
@@ -126,7 +143,9 @@ def box(transactional_db: None, tmp_path: Path, settings: Settings) -> Iterator[
 def test_the_main_job_on_two_virtual_pcs(box: Box, tmp_path: Path) -> None:
     version = build(box)
     with Lab(int(box.env["GATEWAY_PORT"]), directory=tmp_path / "lab") as lab:
+        lab.lan.forward(box.share.port)
         gamer, contest = lab.pc("station-a1", gpu="cirrus"), lab.pc("station-b1", gpu="ati")
+        ClientClass.objects.filter(slug="contest").update(root_kind=RootKind.BIND)
         seat_stations({pc.mac: pc.name for pc in lab.pcs})
         ClientClass.objects.filter(slug="contest").update(home_kind=HomeKind.COPY)
         boot(box, gamer, contest)
@@ -135,7 +154,11 @@ def test_the_main_job_on_two_virtual_pcs(box: Box, tmp_path: Path) -> None:
         is_cycled(box, gamer)
         gives_its_home_to_its_class(box, gamer)
         is_cycled_while_the_server_falls(box, gamer)
+        is_cycled_on(box, contest, "bind")
+        ClientClass.objects.filter(slug="contest").update(root_kind=RootKind.OVERLAY, root_fetch=RootFetch.LAZY)
         restarts(box, contest)
+        is_cycled_on(box, contest, "overlay")
+        needs_the_share_no_more(box, contest)
         powers_down(box, gamer)
         proves_its_audit_log(box)
         refuses_a_bent_root(box, gamer, version, tmp_path)
@@ -205,10 +228,10 @@ def says_what_it_is(box: Box, gamer: Pc, contest: Pc, version: ImageVersion) -> 
         assert session.release.version == version
         assert session.facts["boot_ms"]["root"] > session.facts["boot_ms"]["plan"] > 0
         assert clients[pc.mac]["state"] == "ready"
-        # The root of 2004: a tmpfs, with symlinks into the read-only share.
         pc.wait_for(ROOT_LOGIN, 60)
         assert pc.sh("stat -f -c %T /").strip() == "tmpfs"
-        assert pc.sh("readlink /usr").strip().endswith("/.ro/usr")
+        # The root of 2004: symlinks into the read-only share; the other one has bind mounts in their places.
+        assert pc.sh("readlink /usr || true").strip() == ("/.ro/usr" if pc is gamer else "")
         assert pc.sh("cat /proc/mounts | grep ' /.ro '").split()[2] == "squashfs"
         assert pc.sh("hostname").strip() == pc.name
         assert not pc.sh("ls -d /.ro/run/fleet 2>/dev/null || true").strip(), "the daemon is part of the image"
@@ -337,6 +360,33 @@ def restarts(box: Box, pc: Pc) -> None:
     await_state(box, pc, ClientState.READY)
     after = BootSession.objects.get(client=client, status=SessionStatus.OPEN)
     assert after.boot_id != before.boot_id
+    pc.wait_for(ROOT_LOGIN, 60)
+    pc.console.new_shell()
+
+
+def is_cycled_on(box: Box, pc: Pc, kind: str) -> None:
+    """The home is restored and the user logged in again, whatever the root is made of."""
+    client = Client.objects.get(mac=pc.mac)
+    assert client.client_class is not None
+    assert pc.sh("stat -f -c %T /").strip() == ("overlayfs" if kind == "overlay" else "tmpfs")
+    fresh = pc.sh(INDEPENDENT)
+    pc.enter("touch gone")
+    wait_for(lambda: pc.sh("ls /home/player/gone 2>/dev/null || true").strip(), "the user works", 30)
+    command = box.order("cycle", client, f"on {kind}")
+    assert command.status == CommandStatus.SUCCEEDED, f"{command.reason}\n{box.tail()}\n{pc.text[-2000:]}"
+    assert pc.sh(INDEPENDENT) == fresh
+    await_state(box, pc, ClientState.READY)
+
+
+def needs_the_share_no_more(box: Box, pc: Pc) -> None:
+    """The scrub's unit has brought a lazy root to memory; from then on the PC lives without the share."""
+    pc.sh("until [ -e /run/fleet/kept ]; do sleep 1; done", 200)
+    box.share.kill()
+    assert "nfs" not in pc.sh("cat /proc/mounts")
+    pc.sh("echo 3 >/proc/sys/vm/drop_caches; tar -c /.ro/usr/share | tail -c 1", 120)  # all of it, from memory
+    assert Client.objects.get(mac=pc.mac).trouble == ""
+    client = Client.objects.get(mac=pc.mac)
+    assert box.order("cycle", client, "without the share").status == CommandStatus.SUCCEEDED
 
 
 def powers_down(box: Box, pc: Pc) -> None:
