@@ -399,7 +399,7 @@ def test_the_initrd_makes_the_kind_of_root_that_the_class_has(client: Client, re
 def test_the_initrd_makes_the_kind_of_home_that_the_class_has(client: Client, release: Release, kind: str) -> None:
     ClientClass.objects.filter(pk=release.client_class_id).update(home_kind=kind)
     text = netboot.boot_plan(form(token_of(MAC), MAC))
-    script = 'fail() { echo "$@"; exit 1; }; . images/initrd/plan.sh; read_plan && check_plan && echo "$plan_home_kind"'
+    script = 'fail() { echo "$@"; exit 1; }; . images/initrd/plan.sh; . images/initrd/share.sh; read_plan && check_plan && echo "$plan_home_kind"'
     for said, answer in (
         (text, kind),
         (text.replace(f"home_kind={kind}\n", ""), "overlay"),
