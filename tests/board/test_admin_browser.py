@@ -4,10 +4,13 @@ from typing import Any
 
 import pytest
 from django.urls import reverse
+from django.utils import timezone
 
 from agents.models import Command, CommandStatus, Order, Verb
 from fleet.models import AuditEntry, HardwareRule
+from images.models import BuildStep, Release
 from tests.board.conftest import DESKTOP, PHONE, Room
+from tests.images.versions import make_version
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -19,11 +22,15 @@ def addresses(room: Room) -> list[str]:
     assert cycled
     assert entry
     assert rule
+    release = Release.objects.filter(current=True, client_class=room.world.gamer).select_related("version").get()
+    other = make_version(release.version.image)
+    BuildStep.objects.create(version=other, number=1, name="bootstrap", title="Install", finished_at=timezone.now())
     lists = ["fleet_client", "agents_order", "agents_homerestore", "fleet_auditentry", "fleet_apitoken"]
     rows = [
         *(("fleet_client", cycled.client_id), ("agents_order", cycled.order_id), ("agents_command", cycled.pk)),
         *(("agents_homerestore", cycled.restore.pk), ("fleet_auditentry", entry.pk), ("fleet_hardwarerule", rule.pk)),
-        *(("fleet_site", room.world.clubroom.pk),),
+        *(("fleet_site", room.world.clubroom.pk), ("images_release", release.pk)),
+        *(("images_image", release.version.image_id), ("images_imageversion", release.version_id)),
     ]
     return [
         reverse("admin:index"),
@@ -33,6 +40,7 @@ def addresses(room: Room) -> list[str]:
         reverse("admin:fleet_membership_add"),
         reverse("admin:fleet_apitoken_add"),
         reverse("admin:images_storage"),
+        reverse("admin:images_imageversion_compare", args=[other.pk, release.version_id]),
     ]
 
 

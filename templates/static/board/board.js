@@ -5,7 +5,7 @@ import { startSelection } from "./select.js";
 
 const board = document.querySelector("[data-board]");
 const sections = new Map(
-  ["clients", "counts", "classes", "builds", "commands", "restores"].map((name) => [name, new Map()]),
+  ["clients", "counts", "classes", "builds", "commands", "releases", "restores"].map((name) => [name, new Map()]),
 );
 let clockAhead = 0; // ms the server's clock is ahead of ours
 let heard = Date.now();
