@@ -25,7 +25,7 @@ def measure(version: Version, runs: int, cache: Path) -> dict[str, Figures]:
     result: dict[str, Figures] = {}
     with (
         tempfile.TemporaryDirectory(prefix="share-", dir=cache) as work,
-        Share(version.root.parent, Path(work)) as share,
+        Share(version.root.parent, Path(work), bind="") as share,
     ):
         for kind in KINDS:
             for fetch in FETCHES:
