@@ -246,6 +246,9 @@ class ImageVersion(models.Model):
     upgrades = models.JSONField(
         null=True, editable=False, help_text="Packages with newer versions (images/upgrades.py)."
     )
+    volatile_change = models.JSONField(
+        null=True, editable=False, help_text="Volatile files against the version before (images/volatility.py)."
+    )
 
     objects = ScopedQuerySet["ImageVersion"].as_manager()
 
