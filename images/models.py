@@ -14,7 +14,7 @@ from images.builder.change import Change
 from images.builder.errors import RecipeError
 from images.builder.manifest import Manifest
 from images.builder.recipe import Hook, Recipe, RecipeFile
-from images.builder.volatile import parse_rules
+from images.builder.volatile import parse_rules, refuse_rules
 
 hex_digest = RegexValidator(r"^[0-9a-f]{64}$", "A SHA-256 digest in hex.")
 
@@ -79,7 +79,7 @@ class Image(models.Model):
     def clean(self) -> None:
         """Name what could not be built while it is typed. Its files see to themselves."""
         try:
-            self._recipe()
+            refuse_rules(self._recipe().volatile)
         except RecipeError as error:
             field = {"name": "slug"}.get(error.field, error.field)
             raise ValidationError({field: str(error).removeprefix(f"{error.field}: ")}) from error

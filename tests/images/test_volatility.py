@@ -3,13 +3,16 @@
 from pathlib import Path
 
 import pytest
+from django.core.exceptions import ValidationError
 from django.test import Client as Browser
 from rest_framework.test import APIClient
 
 from images import volatility
 from images.builder import plandiff
 from images.builder.cpio import Archive
+from images.builder.families import FAMILIES
 from images.builder.store import Store
+from images.builder.volatile import parse_rules, refuse_rules
 from images.models import Image, ImageVersion, VersionStatus
 from tests.images.stored import store, stored_version
 from tests.images.versions import make_image, make_version
@@ -105,3 +108,30 @@ def test_page_and_api_show_the_difference_to_those_who_may_see_the_version(
     assert api.get(f"/api/v1/versions/{new.pk}/").json()["volatile_change"] == change
     stranger.force_authenticate(world.mallory)
     assert stranger.get(f"/api/v1/versions/{new.pk}/").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ("copy /var/lib/x\nshare /var/lib/x", "'share /var/lib/x' contradicts 'copy /var/lib/x'"),
+        ("copy /var/lib/*\nempty /var/lib/*", "contradicts"),
+        ("copy /var/**", "neither matches a /"),
+        ("copy /var/[ab", "not closed"),
+        ("copy /var/[a/b]", "not closed"),
+        ("copy /var/[]", "not closed"),
+        ("copy /var/[!]", "not closed"),
+        ("move /var", "does not start with"),
+    ],
+)
+def test_rules_nobody_means_are_refused_by_name_while_they_are_typed(world: World, rules: str, said: str) -> None:
+    image = make_image(world.clubroom)
+    image.volatile = rules
+    with pytest.raises(ValidationError) as caught:
+        image.clean()
+    assert said in caught.value.message_dict["volatile"][0]
+
+
+def test_rules_that_mean_something_pass() -> None:
+    refuse_rules(parse_rules("copy /var/[ab]*\ncopy /var/[!]x]\ncopy /var/[[]\ncopy /etc\ncopy /etc\nshare /etc/a"))
+    for family in FAMILIES.values():
+        refuse_rules(family.volatile)
