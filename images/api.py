@@ -113,10 +113,11 @@ class VersionDetailSerializer(VersionSerializer):
     recipe = serializers.JSONField()
     manifest = serializers.JSONField()
     upgrades = serializers.JSONField()
+    volatile_change = serializers.JSONField()
 
     class Meta:
         model = ImageVersion
-        fields = [*VersionSerializer.Meta.fields, "recipe", "manifest", "upgrades", "steps"]
+        fields = [*VersionSerializer.Meta.fields, "recipe", "manifest", "upgrades", "volatile_change", "steps"]
 
 
 class ReleaseSerializer(serializers.ModelSerializer[Release]):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
@@ -20,7 +21,7 @@ from django.utils import timezone
 from fleet import audit
 from fleet.exceptions import FleetError, WrongState
 from fleet.transitions import move
-from images import layers, signatures
+from images import layers, signatures, volatility
 from images.builder import director
 from images.builder.errors import BuildError, DiskFull, RecipeError
 from images.builder.manifest import Manifest
@@ -127,7 +128,7 @@ def _build(version: ImageVersion, tell: Callable[[str], object], place: Path | N
         _fail(version, f"The build broke off by a fault of the server: {type(error).__name__}: {error}. See its log.")
         raise
     else:
-        _finish(version, manifest)
+        _finish(version, manifest, volatility.compare(version, manifest, where.store))
 
 
 def _unchanged(version: ImageVersion, recipe: Recipe, where: director.Context, follower: Follower) -> Manifest | None:
@@ -149,7 +150,7 @@ def _unchanged(version: ImageVersion, recipe: Recipe, where: director.Context, f
 
 
 @transaction.atomic
-def _finish(version: ImageVersion, manifest: Manifest) -> None:
+def _finish(version: ImageVersion, manifest: Manifest, volatile_change: dict[str, Any] | None) -> None:
     HomeTemplate.objects.get_or_create(
         image=version.image,
         sha256=manifest.home.sha256,
@@ -162,6 +163,7 @@ def _finish(version: ImageVersion, manifest: Manifest) -> None:
         signature=signatures.signed(manifest.to_json()),
         manifest=manifest.to_dict(),
         provenance=version.provenance,
+        volatile_change=volatile_change,
         finished_at=timezone.now(),
     )
     audit.record("version.ready", version, site=version.image.site, actor=WORKER, digest=manifest.digest)

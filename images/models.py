@@ -14,7 +14,7 @@ from images.builder.change import Change
 from images.builder.errors import RecipeError
 from images.builder.manifest import Manifest
 from images.builder.recipe import Hook, Recipe, RecipeFile
-from images.builder.volatile import parse_rules
+from images.builder.volatile import parse_rules, refuse_rules
 from images.layer_models import Layer as Layer
 from images.layer_models import LayerBuild as LayerBuild
 from images.layer_models import LayerFile as LayerFile
@@ -96,7 +96,7 @@ class Image(models.Model):
     def clean(self) -> None:
         """Name what could not be built while it is typed. Its files see to themselves."""
         try:
-            self._recipe()
+            refuse_rules(self._recipe().volatile)
         except RecipeError as error:
             field = {"name": "slug"}.get(error.field, error.field)
             raise ValidationError({field: str(error).removeprefix(f"{error.field}: ")}) from error
@@ -265,6 +265,9 @@ class ImageVersion(models.Model):
     chunk_bytes = models.PositiveBigIntegerField(default=0, editable=False, help_text="What archiving it added.")
     upgrades = models.JSONField(
         null=True, editable=False, help_text="Packages with newer versions (images/upgrades.py)."
+    )
+    volatile_change = models.JSONField(
+        null=True, editable=False, help_text="Volatile files against the version before (images/volatility.py)."
     )
 
     objects = ScopedQuerySet["ImageVersion"].as_manager()

@@ -12,6 +12,7 @@ The rule of the longest path wins, of two for one path the later. What no rule n
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -62,6 +63,30 @@ def parse_rules(text: str) -> tuple[Rule, ...]:
     """Read a text of lines; blank lines and those that start with # do not count."""
     lines = (line.strip() for line in text.splitlines())
     return tuple(Rule.parse(line) for line in lines if line and not line.startswith("#"))
+
+
+def refuse_rules(rules: Sequence[Rule]) -> None:
+    """Raise RecipeError for rules nobody means: globs that match otherwise than they look, and contradictions.
+
+    For rules as they are typed. Recipes of versions that were built are not asked: they stay readable.
+    """
+    verbs: dict[str, Rule] = {}
+    for rule in rules:
+        if "**" in rule.path:
+            raise RecipeError(
+                "volatile", f"{str(rule)!r}: ** is no more than *, neither matches a /; name the directory"
+            )
+        if any(_is_open(part) for part in rule.path.split("/")):
+            raise RecipeError(
+                "volatile", f"{str(rule)!r}: a [ is not closed before the next /; write [[] for the letter"
+            )
+        if verbs.setdefault(rule.path, rule).verb is not rule.verb:
+            raise RecipeError("volatile", f"{str(rule)!r} contradicts {str(verbs[rule.path])!r}; keep one of them")
+
+
+def _is_open(part: str) -> bool:
+    """Has a [ that begins no class; what fnmatch then takes for the letter itself."""
+    return "[" in re.sub(r"\[(?:!|(?!!))(?:\][^]]*|[^]]+)\]", "", part)
 
 
 # What a system with dpkg writes to, and the big parts of it that only a package manager writes.
