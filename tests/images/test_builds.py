@@ -144,6 +144,10 @@ def test_a_worker_builds_a_version_and_its_steps_stream_into_rows(room: Room) ->
         until(too_large, VersionStatus.FAILED)
     assert same.digest == version.digest
     assert list(same.steps.values_list("name", flat=True)) == ["compare"]
+    version.refresh_from_db()
+    assert version.volatile_change is None
+    assert same.volatile_change is not None
+    assert (same.volatile_change["against"], same.volatile_change["bytes"]) == (str(version), 0)
     assert derived.contents is not None
     assert {package.name for package in derived.contents.packages} - {
         package.name for package in manifest.packages
