@@ -46,6 +46,7 @@ def scratch_environment(scratch: Path) -> dict[str, str]:
         "FLEET_DATABASE_URL": f"sqlite:///{scratch / 'board.sqlite3'}",
         "FLEET_REDIS_URL": f"unix://{scratch / 'no-redis.sock'}",
         "FLEET_SECRET_KEY": secrets.token_urlsafe(50),
+        "FLEET_IMAGE_KEY": str(scratch / "keys/image.key"),
         "DJANGO_SETTINGS_MODULE": "fleet.settings",
     }
     os.environ.update(environment)
@@ -56,6 +57,11 @@ def fill() -> None:
     import django
 
     django.setup()
+    from django.conf import settings
+
+    from fleet.signing import make_keys
+
+    make_keys(settings.PUBLIC_KEYS)
     from django.contrib.auth.models import User
     from django.core.management import call_command
 
