@@ -16,7 +16,11 @@ SHARE = "nfs://10.20.0.1:2049/srv/fleet/objects"
 
 def form(world: World, **changes: Any) -> dict[str, Any]:
     form = {"site": world.clubroom.pk, "name": "Gamer", "slug": "gamer", "colour": "blue", "root_kind": "symlink"}
-    return form | {"root_percent": 50, "home_percent": 50, "root_check": "read", "root_fetch": "http"} | changes
+    return (
+        form
+        | {"root_percent": 50, "home_percent": 50, "root_check": "read", "root_fetch": "http", "home_kind": "overlay"}
+        | changes
+    )
 
 
 @pytest.mark.parametrize("fetch", [RootFetch.NFS, RootFetch.LAZY])
