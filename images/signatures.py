@@ -5,10 +5,12 @@ The web process and whoever writes to the database without the image key cannot 
 
 import base64
 import hashlib
+from collections.abc import Iterator
 
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import transaction
+from django.db.models import QuerySet
 
 from fleet import audit, signing
 from fleet.exceptions import Forbidden, WrongState
@@ -17,8 +19,8 @@ from images.builder.errors import BuildError
 from images.builder.manifest import Manifest
 from images.builder.recipe import canonical_json
 from images.builder.store import Store
-from images.layer_models import LayerBuild
-from images.models import ImageVersion, VersionStatus
+from images.layer_models import LayerBuild, LayerStatus
+from images.models import ImageVersion, Storage, VersionStatus
 
 UNSIGNED = "it is not signed"
 
@@ -74,6 +76,20 @@ def vouch(version: ImageVersion, actor: User, store: Store, reason: str) -> None
     version.save(update_fields=["signature"])
     detail = {"digest": version.digest, "key": version.signature.partition(":")[0], "reason": reason.strip()[:200]}
     audit.record("version.signed", version, site=version.image.site, actor=actor, **detail)
+
+
+def faults() -> Iterator[str]:
+    """What is kept but not to be believed, versions and layers, each with why."""
+    versions = ImageVersion.objects.filter(status=VersionStatus.READY).exclude(storage=Storage.NOTHING)
+    builds = LayerBuild.objects.filter(status=LayerStatus.READY, version__in=versions)
+    kept: list[QuerySet[ImageVersion] | QuerySet[LayerBuild]] = [
+        versions.select_related("image"),
+        builds.select_related("layer", "version__image"),
+    ]
+    for rows in kept:
+        for built in rows.iterator(chunk_size=50):
+            if why := fault(built):
+                yield f"{built} is not to be believed: {why}"
 
 
 def require(version: ImageVersion) -> None:

@@ -291,7 +291,7 @@ def test_the_command_verifies_collects_measures_exports_and_imports(
     pair: tuple[ImageVersion, ImageVersion], store: Store, tmp_path: Path, world: World
 ) -> None:
     second = pair[1]
-    assert store_command("verify") == "Everything is there and whole.\n"
+    assert store_command("verify") == "Everything is there, whole and signed.\n"
     assert "% of the version's" in store_command("export", "gamer-2", str(tmp_path / "file"), "--have", "gamer-1")
     storing.forget(second, world.vera)
     age(store)

@@ -102,6 +102,18 @@ def test_an_administrator_vouches_for_what_is_stored_whole(
         call_command("image", "sign", str(version), "--as", world.otto.username)
 
 
+def test_verifying_the_store_names_what_is_not_signed(
+    world: World, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = stored_version(make_image(world.clubroom), store)
+    call_command("store", "verify")
+    assert "Everything is there, whole and signed." in capsys.readouterr().out
+    stray = unsigned(version)
+    with pytest.raises(CommandError, match="1 version or layer is not signed by a builder this server trusts"):
+        call_command("store", "verify")
+    assert f"{stray} is not to be believed: it is not signed" in capsys.readouterr().out
+
+
 def test_nobody_vouches_for_what_is_damaged(world: World, store: Store) -> None:
     version = unsigned(stored_version(make_image(world.clubroom), store))
     assert version.contents is not None

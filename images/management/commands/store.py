@@ -8,7 +8,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from fleet.exceptions import OperatorError
 from fleet.models import Site
-from images import collecting, quota, storing
+from images import collecting, quota, signatures, storing
 from images.builder.chunks import Archive
 from images.builder.errors import BuildError
 from images.builder.store import Store
@@ -21,7 +21,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         commands = parser.add_subparsers(dest="action", required=True)
         commands.add_parser(
-            "verify", help="read everything; names what is damaged or missing, and whose; exit code 1 then"
+            "verify", help="read everything; names what is damaged, missing or not signed, and whose; exit code 1 then"
         )
         gc = commands.add_parser("gc", help="archive what is to be archived, remove what nobody needs")
         gc.add_argument("--dry-run", action="store_true", help="only say what would be done, with bytes")
@@ -61,15 +61,22 @@ class Command(BaseCommand):
                 self._say(f"read {percent} % of {quota.mib(total)}")
 
         found = list(collecting.verify(store, tell))
-        for damage in found:
-            self.stdout.write(str(damage))
+        strange = list(signatures.faults())
+        for line in (*found, *strange):
+            self.stdout.write(str(line))
+        if strange and not found:
+            what = "1 version or layer is" if len(strange) == 1 else f"{len(strange)} versions or layers are"
+            raise CommandError(
+                f"{what} not signed by a builder this server trusts: no client starts them. Build them again, or vouch for "
+                "what is stored: `manage.py image sign`."
+            )
         if found:
             what = "1 artefact is" if len(found) == 1 else f"{len(found)} artefacts are"
             raise CommandError(
                 f"{what} not as it should be. Release another version to the classes of those named, and build or import "
                 "them again."
             )
-        self.stdout.write("Everything is there and whole.")
+        self.stdout.write("Everything is there, whole and signed.")
 
     def _gc(self, store: Store, options: dict[str, Any]) -> None:
         if options["dry_run"]:
