@@ -123,8 +123,8 @@ def test_no_cycle_begins_meanwhile_and_a_packer_that_is_killed_fails_it(gateway:
     assert "ended with -9" in report["reason"]
     assert gateway.uploads == []
     gateway.arrives = lambda size: None
-    polls = len(gateway.polls)
     daemon.end(daemon.process)
+    polls = len(gateway.polls)  # the last of the one that ended came before: only the new one polls from now on
     daemon.process = daemon.start(*AGENT)
     gateway.wait(lambda: len(gateway.polls) > polls)
     assert end_of(gateway, capture(gateway))["state"] == protocol.SUCCEEDED, (
