@@ -1,8 +1,8 @@
 """Whether boots are good: counted by release, and what follows when too many are bad.
 
 A boot is good when its daemon says within the release's limit that the client is ready. It is bad when the client says that it
-cannot boot, when it is not ready in time, or when it took a kernel and was never heard of again. A boot that a person cut short
-counts as neither.
+cannot boot, when it is not ready in time, when the client boots anew without having been ready or having said that it goes down, or
+when it took a kernel and was never heard of again. Each client counts by its last boot, so a reset button does no harm.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ def ready(session: BootSession) -> None:
 
 
 def failed(session: BootSession) -> None:
-    """The client of this session says that it cannot boot."""
+    """The client of this session cannot boot: it says so, or boots anew; nothing where it was ready before."""
     BootSession.objects.filter(pk=session.pk, verdict="").update(verdict=Verdict.BAD)
 
 

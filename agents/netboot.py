@@ -273,6 +273,7 @@ def _begin(client: Client, boot_id: str, release: Release) -> tuple[BootSession,
     # A lost one too: it would open again as soon as it is heard of.
     for older in BootSession.objects.filter(client=client, status__in=(*BootSession.LIVE, SessionStatus.LOST)):
         move(older, SessionStatus.SUPERSEDED, ended_at=older.ended_at or timezone.now())
+        judging.failed(older)  # it began anew without a word, as what panics does
     bearer = secrets.token_hex(32)
     session = BootSession.objects.create(
         client=client,

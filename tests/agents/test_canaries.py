@@ -218,6 +218,15 @@ def test_a_boot_that_was_cut_short_and_one_that_waits_count_as_neither(
     assert judging.standing(stable) == judging.Standing(0, 0)
 
 
+def test_who_boots_anew_before_it_was_ready_boots_badly(pcs: list[Client], stable: Release) -> None:
+    for _ in range(3):
+        boot(pcs[0])
+    assert judging.standing(stable) == judging.Standing(0, 1)
+    ready(pcs[1])
+    boot(pcs[1])
+    assert judging.standing(stable) == judging.Standing(1, 1), "one that was ready may be reset"
+
+
 def test_each_client_counts_by_its_last_boot(pcs: list[Client], stable: Release) -> None:
     for _ in range(3):
         cannot_boot(pcs[0])
