@@ -49,18 +49,21 @@ def test_a_layer_is_built_cancelled_refused_and_taken_from_before(place: Path, t
     layer = Layer.objects.create(image=image, slug="driver", name="Driver", script="sleep 60")
     cancelled = queued(world, layer, version)
 
+    asked: list[float] = []
+
     def cancel() -> None:
         wait_for(lambda: cancelled.steps.filter(name="script").exists(), "the script's step", 120)
+        asked.append(time.monotonic())
         layer_orders.cancel(LayerBuild.objects.get(pk=cancelled.pk), world.vera)
         connection.close()
 
     canceller = threading.Thread(target=cancel)
     canceller.start()
-    started = time.monotonic()
     layerbuilds.run(cancelled.pk)
     canceller.join()
     cancelled.refresh_from_db()
-    assert (cancelled.status, time.monotonic() - started < 55) == (LayerStatus.CANCELLED, True), cancelled.failure
+    assert (cancelled.status, cancelled.failure) == (LayerStatus.CANCELLED, "")
+    assert time.monotonic() - asked[0] < 50, "the script sleeps for a minute"
 
     layer.script = "rm /usr/bin/tmux"
     layer.save()
