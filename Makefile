@@ -25,22 +25,24 @@ run: setup-run ## the server alone: web, gateway, workers, clock and a private R
 # Two lanes side by side, one for each processor that a small machine has; each line with the name of its lane.
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
-LANES := @$(MAKE) --no-print-directory --keep-going -j2
-PYTEST := $(PYTHON) -u -m pytest -v
+LANES := $(MAKE) --no-print-directory --keep-going -j2
+PYTEST := $(PYTHON) -u -m pytest -v -p tests.failures
+FAILURES := $(CURDIR)/var/failures
 MACHINES := tests/lab tests/initrd tests/daemon
 AS_LANE = 2>&1 | (trap '' INT; exec sed -u 's/^/$(@:test-%=%) | /')
 FAST := -m "not slow and not lab and not build and not browser"
 ROWS := -m "not lab and not build and not browser and not once" tests/fleet tests/images tests/agents tests/board
 
 test: setup-test ## the whole suite, on SQLite and PostgreSQL, with real builds, boots and browsers
-	$(LANES) test-machines test-server
+	@rm -rf $(FAILURES) && mkdir -p $(FAILURES)
+	@export FLEET_TEST_FAILURES=$(FAILURES); $(LANES) test-machines test-server || $(PYTHON) -m tests.failures $(FAILURES) $$? 3 # runs of pytest
 test-machines:
 	@{ $(PYTEST) $(MACHINES); machines=$$?; $(PYTHON) -m tests.postgres -- $(PYTEST) $(ROWS) && exit $$machines; } $(AS_LANE)
 test-server:
 	@$(PYTEST) $(MACHINES:%=--ignore=%) $(AS_LANE)
 
 test-fast: setup-test ## what takes less than a minute
-	$(LANES) test-fast-fleet test-fast-rest
+	@$(LANES) test-fast-fleet test-fast-rest
 test-fast-fleet:
 	@$(PYTEST) $(FAST) tests/fleet tests/images tests/board $(AS_LANE)
 test-fast-rest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,12 +81,13 @@ def test_a_killed_lab_leaves_no_process_and_no_network() -> None:
     program = (
         "import time\nfrom tests.lab import Lab\n"
         "with Lab(1) as lab:\n lab.pc(memory_mib=128, cpus=1).boot()\n"
-        " print('up', flush=True)\n time.sleep(60)\n"
+        " print(lab.directory, flush=True)\n time.sleep(60)\n"
     )
     links = interfaces()
     with subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT, stdout=subprocess.PIPE) as lab:
         assert lab.stdout is not None
-        assert lab.stdout.readline() == b"up\n"
+        directory = Path(lab.stdout.readline().decode().strip())
+        assert directory.is_dir()
         started = children_of(lab.pid)
         assert len(started) >= 2
         lab.send_signal(signal.SIGKILL)
@@ -94,3 +96,4 @@ def test_a_killed_lab_leaves_no_process_and_no_network() -> None:
         time.sleep(0.1)
     assert alive(started) == set()
     assert interfaces() == links
+    shutil.rmtree(directory)  # its logs: nobody was left to do it
