@@ -28,7 +28,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 30.0) -> None:
     """Look ten times a second until ``condition`` holds; fails with ``what`` was awaited."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -27,11 +27,26 @@ from tests.services import Service, redis_server, wait_for
 
 pytestmark = pytest.mark.slow
 
+HOLD_S = 18
+
 
 @pytest.fixture(scope="module")
 def served(django_db_setup: None) -> Iterator[tuple[Gateway, Service]]:
     with redis_server() as queue, gateway(queue.url, poll_hold=1) as gate:
         yield gate, queue
+
+
+@pytest.fixture(scope="module")
+def patient(django_db_setup: None) -> Iterator[tuple[Gateway, Service]]:
+    """One whose polls are held so long that no answer of theirs comes of time."""
+    with redis_server() as queue, gateway(queue.url, poll_hold=HOLD_S) as gate:
+        yield gate, queue
+
+
+@pytest.fixture
+def patient_room(transactional_db: None, patient: tuple[Gateway, Service], settings: Settings) -> Iterator[Room]:
+    with make_room(patient[0], patient[1].url, settings) as room:
+        yield room
 
 
 @pytest.fixture
@@ -128,16 +143,16 @@ def test_a_session_whose_plan_came_by_another_gateway_supersedes_too(room: Room)
     assert younger.poll().status == 204
 
 
-def test_a_newer_poll_of_the_same_session_takes_the_place_of_the_older(room: Room) -> None:
-    _, visitor = room.running()
-    with room.gate.visitor(visitor.bearer) as other:
+def test_a_newer_poll_of_the_same_session_takes_the_place_of_the_older(patient_room: Room) -> None:
+    _, visitor = patient_room.running()
+    with patient_room.gate.visitor(visitor.bearer) as other:
         visitor.park()
         time.sleep(0.1)
         other.park()
         start = time.monotonic()
         assert visitor.reply().status == 204
-        assert time.monotonic() - start < 0.5
-        assert other.reply().status == 204
+        assert time.monotonic() - start < HOLD_S - 3
+        assert is_parked(other, 0)
 
 
 def test_bye_ends_the_poll_and_shows_the_client_off_for_good(room: Room) -> None:
@@ -154,17 +169,14 @@ def test_bye_ends_the_poll_and_shows_the_client_off_for_good(room: Room) -> None
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_nudge_wakes_the_parked_poll_and_only_that(room: Room) -> None:
-    session, visitor = room.running()
-    _, other = room.running(2)
+def test_a_nudge_wakes_the_parked_poll_and_only_that(patient_room: Room) -> None:
+    session, visitor = patient_room.running()
+    _, other = patient_room.running(2)
     visitor.park()
     other.park()
-    start = time.monotonic()
-    command = room.send(session)
-    assert room.opened(visitor.reply(), session) == [str(command.pk)]
-    assert time.monotonic() - start < 1
-    assert is_parked(other, 0)
-    assert other.reply().status == 204
+    command = patient_room.send(session)
+    assert patient_room.opened(visitor.reply(), session) == [str(command.pk)]
+    assert is_parked(other)
 
 
 def test_what_was_delivered_comes_again_until_it_is_accepted_and_never_below_the_cursor(room: Room) -> None:
@@ -194,13 +206,13 @@ def test_a_poll_that_asks_while_nothing_waits_is_answered_when_its_hold_ends(roo
     start = time.monotonic()
     reply = visitor.poll()
     assert (reply.status, reply.body) == (204, b"")
-    assert 0.8 < time.monotonic() - start < 2.5
+    assert time.monotonic() - start > 0.8
     assert abs(int(reply.headers["Fleet-Time"]) - time.time() * 1000) < 5000
 
 
-def test_rubbish_on_the_channel_does_not_end_the_hearing(room: Room) -> None:
-    session, visitor = room.running()
-    with redis.Redis.from_url(room.redis_url) as hints:
+def test_rubbish_on_the_channel_does_not_end_the_hearing(patient_room: Room) -> None:
+    session, visitor = patient_room.running()
+    with redis.Redis.from_url(patient_room.redis_url) as hints:
         for rubbish in (
             b"",
             b"\xff",
@@ -214,10 +226,8 @@ def test_rubbish_on_the_channel_does_not_end_the_hearing(room: Room) -> None:
         ):
             hints.publish(sending.CHANNEL, rubbish)
     visitor.park()
-    start = time.monotonic()
-    command = room.send(session)
-    assert room.opened(visitor.reply(), session) == [str(command.pk)]
-    assert time.monotonic() - start < 1
+    command = patient_room.send(session)
+    assert patient_room.opened(visitor.reply(), session) == [str(command.pk)]
 
 
 # --- reports ----------------------------------------------------------------------------------------------------------
@@ -281,7 +291,7 @@ def test_while_redis_is_away_the_sweep_delivers_and_afterwards_nudges_wake_again
 ) -> None:
     with redis_server() as queue:
         port = int(queue.url.split(":")[2].split("/")[0])
-        with gateway(queue.url, poll_hold=20) as gate, make_room(gate, queue.url, settings) as room:
+        with gateway(queue.url, poll_hold=HOLD_S) as gate, make_room(gate, queue.url, settings) as room:
             session, visitor = room.running()
             visitor.park()
             time.sleep(0.2)
@@ -289,7 +299,7 @@ def test_while_redis_is_away_the_sweep_delivers_and_afterwards_nudges_wake_again
             start = time.monotonic()
             first = room.send(session)
             assert room.opened(visitor.reply(), session) == [str(first.pk)]
-            assert time.monotonic() - start < 5
+            assert time.monotonic() - start < HOLD_S - 3
             visitor.report(first.pk, "refused", "busy")
             with redis_server(port) as back, redis.Redis.from_url(back.url) as hints:
                 wait_for(lambda: hints.pubsub_numsub(sending.CHANNEL)[0][1], "the gateway listens again")
@@ -298,7 +308,7 @@ def test_while_redis_is_away_the_sweep_delivers_and_afterwards_nudges_wake_again
                 start = time.monotonic()
                 tasks.send_order(str(second.order_id))
                 assert room.opened(visitor.reply(), session) == [str(second.pk)]
-                assert time.monotonic() - start < 1
+                assert time.monotonic() - start < HOLD_S - 3
 
 
 def test_a_redis_that_hangs_makes_nobody_absent(transactional_db: None, settings: Settings) -> None:

@@ -67,7 +67,7 @@ def test_a_command_that_does_not_end_is_killed_with_its_children(run: Runner) ->
     started = time.monotonic()
     with pytest.raises(CommandFailed, match=r"no end within 0\.3 s"):
         run(["sh", "-c", "sleep 617.25 & setsid sleep 617.25 & wait"], limit_s=0.3)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
     _wait_until_gone("617.25")
 
 
@@ -115,7 +115,7 @@ def _wait_until_gone(word: str) -> None:
     _wait_for(gone)
 
 
-def _wait_for(condition: object, seconds: float = 10) -> None:
+def _wait_for(condition: object, seconds: float = 30) -> None:
     assert callable(condition)
     deadline = time.monotonic() + seconds
     while not condition():

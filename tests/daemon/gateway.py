@@ -89,7 +89,7 @@ class Gateway:
             self.waiting += envelopes
             self.changed.notify_all()
 
-    def wait(self, happened: Callable[[], Any], seconds: float = 10) -> Any:
+    def wait(self, happened: Callable[[], Any], seconds: float = 30) -> Any:
         """What `happened` returns as soon as that is true; AssertionError when time is up."""
         with self.changed:
             if not self.changed.wait_for(happened, seconds):

@@ -102,7 +102,7 @@ class Namespace:
         self.running.append(process)
         return process
 
-    def python(self, code: str, seconds: float = 30) -> Any:
+    def python(self, code: str, seconds: float = 90) -> Any:
         """Run code with the daemon's interpreter flags; what it leaves in `result`, by way of JSON."""
         prelude = "import json, os, signal, subprocess, sys, time\nresult = None\n"
         whole = prelude + textwrap.dedent(code) + "\nprint(json.dumps(result))\n"

@@ -132,7 +132,7 @@ def test_a_command_that_failed_and_comes_again_is_answered_from_memory(gateway: 
     assert gateway.reports[told:] == [first]
 
 
-def wait_until(happened: Any, seconds: float = 10) -> None:
+def wait_until(happened: Any, seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end, f"Not within {seconds} s."

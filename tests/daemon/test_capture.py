@@ -64,7 +64,7 @@ def capture(gateway: Gateway, most: int = 100 * MIB) -> protocol.Command:
 
 def end_of(gateway: Gateway, command: protocol.Command) -> dict[str, Any]:
     ends = (protocol.SUCCEEDED, protocol.FAILED, protocol.REFUSED)
-    return dict(gateway.wait(lambda: gateway.told(command.command, *ends), 20))
+    return dict(gateway.wait(lambda: gateway.told(command.command, *ends), 60))
 
 
 @pytest.mark.root

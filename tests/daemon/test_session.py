@@ -117,7 +117,7 @@ result = [killed, sorted(session.processes() | session.members(session.slice)), 
     killed, left, seconds = result
     assert killed >= 1
     assert left == []
-    assert seconds < 3
+    assert seconds < 30
 
 
 def test_a_process_that_froze_its_own_cgroup_dies_too(place: Namespace) -> None:
@@ -262,7 +262,7 @@ def test_only_live_sessions_of_the_user_are_logins(place: Namespace) -> None:
         place.write(f"/run/systemd/sessions/{name}", content)
     # logind keeps a FIFO open beside each session; who opens one to read waits for ever.
     code = "os.mkfifo(SESSIONS + '/2.ref')\nresult = session.logins()"
-    assert place.python(SESSION + code, seconds=5) == {"2": "tty1"}
+    assert place.python(SESSION + code, seconds=30) == {"2": "tty1"}
 
 
 def test_a_session_counts_as_new_once_a_process_of_the_user_runs_in_it(place: Namespace) -> None:

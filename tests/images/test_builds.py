@@ -314,7 +314,7 @@ def test_a_silent_command_is_broken_off_when_its_version_is_cancelled(transactio
     with pytest.raises(Cancelled), follower, follower.cancellable(), follower.step("quiet", "Be quiet") as step:
         Runner(step)(["sh", "-c", "seq 2000; sleep 30"])
     canceller.join()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 25
     row = version.steps.get()
     assert (row.failed, row.exit_code, row.command) == (True, None, "sh -c 'seq 2000; sleep 30'")
     assert follower.failed_step == row

@@ -19,7 +19,7 @@ def test_a_pc_boots_from_the_network_into_its_image(image: Version, tmp_path: Pa
         pc = lab.pc("seat-7", gpu=("cirrus", "ati"))
         pc.boot()
         # The firmware took 16 s for this before its router solicitation was answered.
-        pc.wait_for("Linux version", 20)
+        pc.wait_for("Linux version", 60)
         pc.wait_for(ROOT_LOGIN, 180)
         assert gateway.troubles == []
         assert [path for path, _ in gateway.downloads][:4] == [

@@ -14,7 +14,7 @@ _READY_S = 60.0
 # Without grace: a server that comes back answers at once, instead of waiting for locks to be claimed that nobody had.
 _CONFIG = """
 NFS_CORE_PARAM {{ Protocols = 4; NFS_Port = {port}; {bind} Enable_NLM = false; Enable_RQUOTA = false; }}
-NFSv4 {{ Graceless = true; RecoveryRoot = {work}; Minor_Versions = 1; Only_Numeric_Owners = true; }}
+NFSv4 {{ Graceless = true; RecoveryRoot = {work}; Minor_Versions = 1; Only_Numeric_Owners = {numeric}; }}
 NFS_KRB5 {{ Active_krb5 = false; }}
 EXPORT {{ Export_Id = 1; Path = {share}; Pseudo = /store; Protocols = 4; Access_Type = RO;
     Squash = None; SecType = sys; Transports = TCP; FSAL {{ Name = VFS; }} }}
@@ -25,11 +25,13 @@ LOG {{ Default_Log_Level = EVENT; }}
 class Share:
     """A context: the directory `exported` as /store of an NFSv4 server, read-only; logs and state go to `work`."""
 
-    def __init__(self, exported: Path, work: Path, bind: str = "Bind_addr = 127.0.0.1;") -> None:
+    def __init__(
+        self, exported: Path, work: Path, bind: str = "Bind_addr = 127.0.0.1;", numeric_owners: bool = True
+    ) -> None:
         """`bind` is empty in a namespace with nothing but a loopback: there ganesha finds no address of that name."""
         need("ganesha.nfsd", "nfs-ganesha nfs-ganesha-vfs")
         self._exported, self._work = exported.resolve(), work.resolve()
-        self._bind = bind
+        self._bind, self._numeric = bind, str(numeric_owners).lower()
         self._keeper = Keeper()
         self._server: subprocess.Popen[bytes] | None = None
         with socket.socket() as probe:
@@ -51,7 +53,8 @@ class Share:
     def start(self) -> None:
         """Returns when it serves; raises LabError with the end of its log when that takes longer than a minute."""
         config, log = self._work / "ganesha.conf", self._work / "ganesha.log"
-        config.write_text(_CONFIG.format(port=self.port, bind=self._bind, work=self._work, share=self._exported))
+        values = {"port": self.port, "bind": self._bind, "work": self._work, "share": self._exported}
+        config.write_text(_CONFIG.format(**values, numeric=self._numeric))
         log.unlink(missing_ok=True)
         argv = ["ganesha.nfsd", "-F", "-f", str(config), "-L", str(log), "-p", str(self._work / "ganesha.pid")]
         self._server = self._keeper.start(argv, self._work / "ganesha.out")
