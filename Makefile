@@ -26,7 +26,7 @@ run: setup-run ## the server alone: web, gateway, workers, clock and a private R
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 LANES := $(MAKE) --no-print-directory --keep-going -j2
-PYTEST := $(PYTHON) -u -m pytest -v -p tests.failures
+PYTEST := $(PYTHON) -u -m pytest -v -p tests.failures --durations=20
 FAILURES := $(CURDIR)/var/failures
 MACHINES := tests/lab tests/initrd tests/daemon
 AS_LANE = 2>&1 | (trap '' INT; exec sed -u 's/^/$(@:test-%=%) | /')
