@@ -225,6 +225,7 @@ class ImageVersionAdmin(CanaryOrders, StorageOrders, OrderAdmin[ImageVersion]):
         context["classes"] = classes.filter(site=site) if site else classes
         context["contents"] = version.contents
         context["others"] = others_of(version) if version.contents else []
+        context |= finding_admin.findings_of(version)
         context["layers"] = version.layers.select_related("layer").defer("manifest")
         context["releases"] = Release.objects.visible_to(actor(request)).filter(version=version, current=True)
         return super().render_change_form(request, context, *args, **kwargs)
@@ -334,4 +335,4 @@ class HomeTemplateAdmin(OrderAdmin[HomeTemplate]):
         return super().render_change_form(request, context, *args, **kwargs)
 
 
-from images import layer_admin as layer_admin  # noqa: E402 - its pages are made of those above
+from images import finding_admin, layer_admin  # noqa: E402, F401 - their pages are made of those above

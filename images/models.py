@@ -15,6 +15,7 @@ from images.builder.errors import RecipeError
 from images.builder.manifest import Manifest
 from images.builder.recipe import Hook, Recipe, RecipeFile
 from images.builder.volatile import parse_rules, refuse_rules
+from images.finding_models import Finding as Finding
 from images.layer_models import Layer as Layer
 from images.layer_models import LayerBuild as LayerBuild
 from images.layer_models import LayerFile as LayerFile

@@ -2,13 +2,14 @@
 
 from rest_framework.routers import SimpleRouter
 
-from images import api, layer_api
+from images import api, finding_api, layer_api
 
 router = SimpleRouter()
 router.register("images", api.ImageViewSet)
 router.register("versions", api.VersionViewSet)
 router.register("releases", api.ReleaseViewSet)
 router.register("home-templates", api.HomeTemplateViewSet)
+router.register("findings", finding_api.FindingViewSet)
 router.register("layers", layer_api.LayerViewSet)
 router.register("layer-builds", layer_api.LayerBuildViewSet)
 urlpatterns = router.urls

@@ -23,6 +23,9 @@ from fleet.models import (
 )
 from fleet.querysets import ScopedQuerySet
 from fleet.roles import Role
+from images import findings
+from images.finding_models import FindingKind, FindingSource
+from images.findings import Found
 from images.models import ImageFile, Layer
 from images.services import release
 from tests.agents.restores import make_restore
@@ -41,6 +44,7 @@ def everything(world: World) -> None:
     image = make_image(world.clubroom)
     version = make_version(image)
     make_layer_build(Layer.objects.create(image=image, slug="driver", name="Driver"), version)
+    findings.note(version, FindingSource.CHECKED, [Found(FindingKind.UNIT, "x.service")])
     release(version, world.gamer, world.otto)
     make_restore(world, make_client(world.clubroom, client_class=world.gamer))
 

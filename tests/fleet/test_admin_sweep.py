@@ -18,6 +18,9 @@ from agents.models import BootSession, Command, HomeRestore, Order
 from fleet import services
 from fleet.models import ApiToken, AuditEntry, Client, ClientClass, HardwareRule, Membership, Site
 from fleet.querysets import ScopedQuerySet, site_of
+from images import findings
+from images.finding_models import FindingKind, FindingSource
+from images.findings import Found
 from images.models import HomeTemplate, Image, ImageFile, ImageHook, ImageVersion, Layer, LayerBuild, LayerFile, Release
 from images.services import release
 from tests.agents.restores import make_restore
@@ -51,6 +54,7 @@ def full_world(world: World) -> World:
     LayerFile.objects.create(layer=layer, path="/etc/X11/xorg.conf", content="x")
     version = make_version(image)
     make_layer_build(layer, version)
+    findings.note(version, FindingSource.CHECKED, [Found(FindingKind.EROFS, "/etc/locked", "copy /etc/locked")])
     release(version, world.gamer, world.otto)
     make_restore(world, make_client(world.clubroom, client_class=world.gamer))
     services.issue_token(world.vera, "scoreboard")
