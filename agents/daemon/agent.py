@@ -27,10 +27,12 @@ from .link import Answer, Away, Link, Superseded
 from .overlay import OVERLAY, Home
 from .protocol import Command, Refused
 from .session import Session, Stuck
+from .writes import written
 
 FLEET = "/run/fleet"
 LASTING = (protocol.CYCLE, protocol.CAPTURE)  # these run in a thread of their own, one at a time
 KEPT = 32  # results of commands seen; the sequence refuses whatever is older
+LOOK_FIRST_S, LOOK_EVERY_S = 120.0, 3600.0  # for what was written
 CLOCK_MS = 5000  # a server whose unsigned time is further off is asked for a signed one
 
 
@@ -51,6 +53,8 @@ class Agent:
         self.open: Command | None = None  # accepted, not yet done
         self.logins: dict[str, int] = {}  # sessions, and their terminal's atime when first seen
         self.cycling = self.running = False  # until the next login; until the account is made too
+        self.told: list[dict[str, object]] = []  # what was written, as the server knows it
+        self.look_at = time.monotonic() + LOOK_FIRST_S
         self.counting = ""  # the cycle whose report waits for that account
         self.load()
         self.resumed = self.open is not None and self.open.verb == protocol.CYCLE  # by the daemon that was before
@@ -166,6 +170,23 @@ class Agent:
         if self.open and not self.running and self.open.command in rejected:
             self.report(self.open, protocol.REFUSED, "cancelled")
 
+    def observe(self) -> None:
+        """Tell what was written that the image's rules may not name; an hour later again, if it is something else."""
+        now = time.monotonic()
+        if now < self.look_at or self.cycling:
+            return
+        self.look_at = now + LOOK_EVERY_S
+        told = written()
+        if told == self.told:
+            return
+        try:
+            self.call("PUT", "writes", {"writes": told})
+            self.told = told
+        except Away as trouble:
+            if trouble.status not in (400, 404, 413):
+                raise
+            self.look_at = float("inf")  # a server that does not want to know
+
     def poll(self) -> None:
         state = self.state()
         path = f"/agent/v1/next?cursor={self.sequence}&state={state}"
@@ -279,6 +300,7 @@ class Agent:
                     self.open_session()
                 self.deliver()
                 self.act()
+                self.observe()
                 self.poll()
             except Away as trouble:
                 print(f"Gateway: {trouble}.", file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ import redis.asyncio as aioredis
 from django.conf import settings
 from redis.exceptions import RedisError
 
-from agents import attendance, evidence, netboot
+from agents import attendance, evidence, netboot, writes
 from agents.daemon import protocol
 from agents.gateway import artefacts, captures
 from agents.gateway.database import Database
@@ -60,6 +60,7 @@ class Gateway:
             ("GET", "/agent/v1/next"): (self._next, Bucket(2000, 20000)),
             ("POST", "/agent/v1/reports"): (self._reports, Bucket(2000, 20000)),
             ("PUT", "/agent/v1/capture"): (self._capture, Bucket(1, 20)),
+            ("PUT", "/agent/v1/writes"): (self._writes, Bucket(50, 500)),
             ("POST", "/agent/v1/bye"): (self._bye, Bucket(500, 5000)),
         }
         self._methods: dict[str, str] = {path: method for method, path in self._routes}
@@ -305,6 +306,15 @@ class Gateway:
     async def _capture(self, request: Request) -> Answer:
         _, bearer = await self._attendant(request)
         return await captures.take(request, await self._session_by(bearer), self._database)
+
+    async def _writes(self, request: Request) -> Answer:
+        _, bearer = await self._attendant(request)
+        try:
+            entries = writes.clean((await request.json()).get("writes"))
+        except writes.BadWrites as error:
+            raise Problem(400, str(error)) from None
+        await self._database.write(writes.take, await self._session_by(bearer), entries)
+        return Answer(204)
 
     async def _bye(self, request: Request) -> Answer:
         attendant, bearer = await self._attendant(request)

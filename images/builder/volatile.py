@@ -15,6 +15,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import fnmatchcase
 
 from images.builder.errors import RecipeError
 from images.builder.paths import refuse_path
@@ -63,6 +64,20 @@ def parse_rules(text: str) -> tuple[Rule, ...]:
     """Read a text of lines; blank lines and those that start with # do not count."""
     lines = (line.strip() for line in text.splitlines())
     return tuple(Rule.parse(line) for line in lines if line and not line.startswith("#"))
+
+
+def verb_of(rules: Sequence[Rule], path: str) -> Verb:
+    """What the rules say of `path`, be it in the image or not: by its own rule, or by the nearest of a directory above it.
+
+    By names alone: a rule whose path leads through a link of the image is not seen here.
+    """
+    parts = path.strip("/").split("/")
+    for depth in range(len(parts), 0, -1):
+        for rule in reversed(rules):
+            named = rule.path.strip("/").split("/")
+            if len(named) == depth and all(map(fnmatchcase, parts, named)):
+                return rule.verb
+    return Verb.SHARE
 
 
 def refuse_rules(rules: Sequence[Rule]) -> None:

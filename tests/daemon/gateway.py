@@ -149,7 +149,7 @@ class Gateway:
                 self.byes.append(json.loads(body)["reason"])
                 self.changed.notify_all()
             return 204, b"", {}
-        if method == "PUT":
+        if path == "/agent/v1/capture":
             with self.changed:
                 self.uploads.append((f"{path}?command={query['command'][0]}", body))
                 self.changed.notify_all()

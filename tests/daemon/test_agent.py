@@ -5,7 +5,7 @@ import itertools
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ SYSTEMCTL = "#!/bin/sh\necho $@ >>/run/asked\nexec sleep 60\n"
 class Daemon(Namespace):
     """The daemon as its unit runs it, in a place where it can break nothing."""
 
-    def begin(self, gateway: Gateway) -> None:
+    def begin(self, gateway: Gateway, argv: Sequence[str] = AGENT) -> None:
         keys = {
             f"{name}_keys": protocol.format_keys({key.name: key.public})
             for name, key in (("command", gateway.command_key), ("session", gateway.session_key))
@@ -36,7 +36,7 @@ class Daemon(Namespace):
         self.write("/run/bin/systemctl", SYSTEMCTL, 0o755)
         self.start("mount", "--bind", "/run/cmdline", "/proc/cmdline").wait(10)
         with self.path("/run/log").open("a") as log:
-            self.process = self.start(*AGENT, stderr=log)
+            self.process = self.start(*argv, stderr=log)
 
     @property
     def asked(self) -> str:
@@ -130,6 +130,44 @@ def test_a_command_that_failed_and_comes_again_is_answered_from_memory(gateway: 
     gateway.send(gateway.wrap(command))
     gateway.wait(lambda: len(gateway.reports) > told)
     assert gateway.reports[told:] == [first]
+
+
+WRITER = """
+from agent import agent
+WROTE = [{"path": "/srv", "files": 1, "bytes": 4096, "example": "/srv/x"}]
+agent.LOOK_FIRST_S, agent.LOOK_EVERY_S, agent.written = 0, 0.1, lambda: WROTE
+agent.main()
+"""
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_what_was_written_is_told_once_and_a_server_that_does_not_want_to_know_is_left_in_peace(
+    gateway: Gateway, wanted: bool
+) -> None:
+    told: list[Any] = []
+
+    def take(body: bytes) -> bytes:
+        told.append(json.loads(body))
+        return b"{}"
+
+    asked: list[str] = []
+
+    def fault(method: str, path: str) -> bytes | None:
+        asked.append(path)
+        return None if wanted or path != "/agent/v1/writes" else b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+
+    gateway.pages["/agent/v1/writes"], gateway.fault, gateway.hold_s = take, fault, 0.3
+    with Daemon() as daemon:
+        daemon.begin(gateway, (*AGENT[:-2], "-c", WRITER))
+        gateway.wait(lambda: len(gateway.polls) > 3)
+        assert asked.count("/agent/v1/writes") == 1
+        assert asked.index("/agent/v1/writes") < asked.index("/agent/v1/next")
+        assert len(told) == wanted
+        command = gateway.command(protocol.RESTART)
+        gateway.send(gateway.wrap(command))
+        gateway.wait(lambda: gateway.told(command.command, protocol.ACCEPTED))
+    if wanted:
+        assert told[0]["writes"][0]["example"] == "/srv/x"
 
 
 def wait_until(happened: Any, seconds: float = 30) -> None:

@@ -1,0 +1,69 @@
+"""What was written to the root since the handover, so that the server can propose volatile rules.
+
+Young files of the root's own file system (the tmpfs, or the upper layer of an overlay), summed up by the deepest path that
+the image has: that is what a rule could name.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+MOST = 100  # entries told, the largest first
+LONGEST = 200  # characters of a path; who has longer ones does without
+UPPER = "/run/fleet/root/upper"
+SHARE = "/.ro"
+HANDOVER = "/run/fleet/boot"  # written last by the initrd
+# Not the image's, or thrown away by every cycle.
+ELSEWHERE = frozenset({"/.ro", "/dev", "/home", "/proc", "/run", "/sys", "/tmp"})  # noqa: S108 - names, nothing is put there
+
+
+def written(
+    root: str = "/", upper: str = UPPER, share: str = SHARE, handover: str = HANDOVER
+) -> list[dict[str, object]]:
+    """`{path, files, bytes, example}` of each place; bytes are those in memory. [] where nobody knows when the handover was."""
+    try:
+        since = os.stat(handover).st_mtime
+    except OSError:
+        return []
+    top = upper if os.path.isdir(upper) else root
+    device = os.lstat(top).st_dev
+    files, sizes, examples = dict[str, int](), dict[str, int](), dict[str, str]()
+    for folder, folders, names in os.walk(top):
+        inside = os.path.normpath("/" + os.path.relpath(folder, top))
+        folders[:] = [name for name in folders if _ours(os.path.join(folder, name), os.path.join(inside, name), device)]
+        for name in names:
+            try:
+                status = os.lstat(os.path.join(folder, name))
+            except OSError:
+                continue  # gone meanwhile
+            if not stat.S_ISREG(status.st_mode) or status.st_mtime < since:
+                continue
+            path = os.path.join(inside, name)
+            place = deepest(path, share)
+            if not (_tellable(path) and _tellable(place)):
+                continue
+            files[place] = files.get(place, 0) + 1
+            sizes[place] = sizes.get(place, 0) + status.st_blocks * 512
+            examples.setdefault(place, path)
+    largest = sorted(files, key=lambda place: -sizes[place])[:MOST]
+    return [{"path": p, "files": files[p], "bytes": sizes[p], "example": examples[p]} for p in largest]
+
+
+def _ours(path: str, inside: str, device: int) -> bool:
+    """Whether to look into a directory: part of the root's file system, and of the image."""
+    try:
+        return inside not in ELSEWHERE and os.lstat(path).st_dev == device
+    except OSError:
+        return False
+
+
+def deepest(path: str, share: str) -> str:
+    """`path`, or the nearest above it that the share has."""
+    while path != "/" and not os.path.lexists(share + path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _tellable(path: str) -> bool:
+    return path.isprintable() and len(path) <= LONGEST
