@@ -6,6 +6,7 @@ class AgentsConfig(AppConfig):
     verbose_name = "Agents"
 
     def ready(self) -> None:
+        from agents import metrics  # noqa: F401 - registers itself
         from agents.holding import running
         from images import keeping
 

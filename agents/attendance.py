@@ -44,6 +44,10 @@ def clean_facts(facts: object) -> dict[str, Any]:
         if type(facts.get(key)) is not int or not 0 <= facts[key] < 1 << 40:
             raise BadFacts(f"{key} is not a count.")
         clean[key] = facts[key]
+    if (clock := facts.get("clock_ms")) is not None:
+        if type(clock) is not int or not 0 <= clock < 1 << 53:
+            raise BadFacts("clock_ms is no time.")
+        clean["clock_ms"] = clock
     for key in ("kernel", "class", "version_digest", "product", "serial"):
         value = facts.get(key, "")
         if not isinstance(value, str) or len(value) > 200 or not value.isprintable():

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from django.db import transaction
 from django.utils import timezone
 
-from agents import capturing
+from agents import capturing, metrics
 from agents.daemon import protocol
 from agents.models import BootSession, Command, CommandStatus, HomeRestore, RestoreResult, Verb
 from fleet import audit
@@ -62,6 +63,7 @@ def record_restore(command: Command, outcome: RestoreResult, explanation: str) -
         killed=result.get("killed"),
         phases_ms={name: phases[name] for name in _PHASES if name in phases},
     )
+    transaction.on_commit(partial(metrics.restored, restore))
     audit.record("restore", restore, site=order.site, actor=order.ordered_by, result=outcome.value, order=str(order.pk))
     return restore
 
@@ -87,7 +89,9 @@ def take_report(session: BootSession, report: Mapping[str, Any]) -> str:
     try:
         if state == protocol.ACCEPTED:
             if command.status == CommandStatus.SENT:
-                move(command, CommandStatus.ACCEPTED, accepted_at=timezone.now())
+                at = timezone.now()
+                move(command, CommandStatus.ACCEPTED, accepted_at=at)
+                transaction.on_commit(partial(metrics.accepted, command, at))
             return (
                 ""
                 if command.status == CommandStatus.ACCEPTED

@@ -5,7 +5,8 @@ from typing import Any
 
 import redis
 from django.conf import settings
-from django.db import DatabaseError, connection
+from django.db import DatabaseError
+from django.db import connection as database
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
@@ -19,14 +20,23 @@ def _key(part: str) -> str:
     return f"fleet.alive.{part}"
 
 
-def _redis() -> redis.Redis:
+def connection() -> redis.Redis:
+    """A Redis that is asked and not waited for."""
     return redis.Redis.from_url(settings.REDIS_URL, socket_timeout=2, socket_connect_timeout=2)
 
 
 def say_alive(part: str) -> None:
     """Note that ``part`` lives: the clock, which sends a message, or the worker of a queue, through which it went."""
-    with _redis() as connected:
+    with connection() as connected:
         connected.set(_key(part), str(time.time()), ex=3600)
+
+
+def silences() -> dict[str, int | None]:
+    """Seconds since each part was last heard, None for never. Raises RedisError."""
+    parts = (CLOCK, *QUEUES)
+    with connection() as connected:
+        said: Any = connected.mget([_key(part) for part in parts])
+    return {part: round(time.time() - float(at)) if at else None for part, at in zip(parts, said, strict=True)}
 
 
 @require_safe
@@ -38,14 +48,12 @@ def healthz(request: HttpRequest) -> JsonResponse:
     """
     ages: dict[str, int | None] = dict.fromkeys((CLOCK, *QUEUES))
     try:
-        with _redis() as connected:
-            said: Any = connected.mget([_key(part) for part in ages])
+        ages = silences()
         answers = True
-        ages = {part: round(time.time() - float(at)) if at else None for part, at in zip(ages, said, strict=True)}
     except redis.RedisError:
         answers = False
     facts = {
-        "database": _database(),
+        "database": database_answers(),
         "redis": answers,
         "clock": ages[CLOCK],
         "workers": {queue: ages[queue] for queue in QUEUES},
@@ -55,9 +63,10 @@ def healthz(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"status": "well" if well else "failing", **facts}, status=200 if well else 503)
 
 
-def _database() -> bool:
+def database_answers() -> bool:
+    """Whether the database takes a question at this moment."""
     try:
-        with connection.cursor() as cursor:
+        with database.cursor() as cursor:
             cursor.execute("SELECT 1")
             return cursor.fetchone() is not None
     except DatabaseError:

@@ -46,13 +46,16 @@ CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
 HTTPS = PUBLIC_URL.startswith("https://")
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 SECURE_SSL_REDIRECT = HTTPS
-SECURE_REDIRECT_EXEMPT = [r"^healthz$"]  # a monitor on this host speaks HTTP
+SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^metrics$"]  # a monitor on this host speaks HTTP
 SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
 SESSION_COOKIE_HTTPONLY = True
 X_FRAME_OPTIONS = "DENY"
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 2000  # an order for a thousand clients is a form of as many fields
+
+# Whoever brings it may read /metrics, of the web process and of the gateway; empty: nobody.
+METRICS_TOKEN = env.text("FLEET_METRICS_TOKEN", "") and env.secret("FLEET_METRICS_TOKEN")
 
 # --- agents: seconds, unless a name says otherwise -------------------------------------------------------------------
 POLL_HOLD = env.number("FLEET_POLL_HOLD", 25, low=1, high=120)

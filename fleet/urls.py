@@ -9,9 +9,11 @@ from drf_spectacular.views import SpectacularAPIView
 from fleet.api.problems import NoResource
 from fleet.health import healthz
 from fleet.logins import LoginForm
+from fleet.metrics import metrics
 
 urlpatterns = [
     path("healthz", healthz, name="healthz"),
+    path("metrics", metrics, name="metrics"),
     path("login/", auth.LoginView.as_view(authentication_form=LoginForm), name="login"),
     path("logout/", auth.LogoutView.as_view(), name="logout"),
     # One door, with one look and one lock.

@@ -49,6 +49,7 @@ def facts(plan: Mapping[str, str], root: str = "") -> dict[str, object]:
         "adapters": adapters(root),
         "memory_kib": int(memory[0]) if memory else 0,
         "cpus": os.cpu_count() or 1,
+        "clock_ms": int(time.time() * 1000),
         "kernel": read(root + "/proc/sys/kernel/osrelease"),
         "version_digest": plan.get("digest", ""),
         "class": plan.get("class", ""),

@@ -14,9 +14,10 @@ from typing import Any
 
 import redis.asyncio as aioredis
 from django.conf import settings
+from prometheus_client import generate_latest
 from redis.exceptions import RedisError
 
-from agents import attendance, evidence, netboot, writes
+from agents import attendance, evidence, metrics, netboot, writes
 from agents.daemon import protocol
 from agents.gateway import artefacts, captures
 from agents.gateway.database import Database
@@ -26,6 +27,7 @@ from agents.models import BootSession, Command, CommandStatus, SessionStatus
 from agents.schedule import GATEWAY_UP
 from agents.sending import CHANNEL
 from agents.signing import public_keys, signify
+from fleet import metrics as monitor
 from fleet.exceptions import FleetError
 from fleet.models import token_hash
 from fleet.signing import Signer
@@ -46,6 +48,7 @@ class Gateway:
 
     def __init__(self) -> None:
         self._parking = Parking()
+        metrics.PARKED.set_function(self._parking.parked)
         self._database = Database()
         self._signer = Signer.load(settings.SESSION_KEY, "session")
         self._tasks: list[asyncio.Task[None]] = []
@@ -62,6 +65,7 @@ class Gateway:
             ("PUT", "/agent/v1/capture"): (self._capture, Bucket(1, 20)),
             ("PUT", "/agent/v1/writes"): (self._writes, Bucket(50, 500)),
             ("POST", "/agent/v1/bye"): (self._bye, Bucket(500, 5000)),
+            ("GET", "/metrics"): (self._metrics, Bucket(2, 10)),
         }
         self._methods: dict[str, str] = {path: method for method, path in self._routes}
 
@@ -163,6 +167,7 @@ class Gateway:
         except Exception:
             log.exception("%s %s failed", method, path)
             answer = Answer.problem(Problem(500, "The server failed; its log says why."))
+        metrics.REQUESTS.labels(path if path in self._methods else "other", answer.status).inc()
         await reply(send, answer, head=method == "HEAD")
 
     async def _answer(self, request: Request) -> Answer:
@@ -177,7 +182,11 @@ class Gateway:
         if self._closing:
             raise self._come_again()
         handler, bucket = route
-        bucket.admit()
+        try:
+            bucket.admit()
+        except Problem:
+            metrics.REJECTED.labels(request.path).inc()
+            raise
         return await handler(request)
 
     def _come_again(self) -> Problem:
@@ -234,6 +243,7 @@ class Gateway:
         return session
 
     async def _session(self, request: Request) -> Answer:
+        came = _now_ms()
         attendant, bearer = await self._attendant(request)
         body = await request.json()
         nonce, boot_id = body.get("nonce"), body.get("boot_id")
@@ -251,6 +261,8 @@ class Gateway:
         except FleetError as error:
             raise Problem(409, error.message) from None
         attendant.state = ""
+        if "clock_ms" in facts:
+            metrics.SKEW.observe(abs(came - facts["clock_ms"]) / 1000)
         answer = Answer.json(
             {
                 "session": str(attendant.session),
@@ -279,8 +291,11 @@ class Gateway:
             if attendant.client in self._parking.waiting:
                 self._parking.waiting.discard(attendant.client)
                 if envelopes := await self._database.read(_envelopes, attendant.session, int(cursor)):
+                    metrics.POLLS.labels("delivered").inc()
                     return Answer.json({"commands": envelopes, "server_time_ms": _now_ms()})
             how = await self._parking.park(attendant, hold - time.monotonic())
+            if how != "wake":
+                metrics.POLLS.labels(how).inc()
             if how == "superseded":
                 raise Problem(409, "A younger session of this client exists.")
             if how == "closing":
@@ -315,6 +330,13 @@ class Gateway:
             raise Problem(400, str(error)) from None
         await self._database.write(writes.take, await self._session_by(bearer), entries)
         return Answer(204)
+
+    async def _metrics(self, request: Request) -> Answer:
+        if status := monitor.refusal(request.headers.get("authorization", "")):
+            raise Problem(
+                status, monitor.WHY[status].strip(), **({"WWW_Authenticate": "Bearer"} if status == 401 else {})
+            )
+        return Answer(200, generate_latest(monitor.PROCESS), {"Content-Type": monitor.CONTENT_TYPE})
 
     async def _bye(self, request: Request) -> Answer:
         attendant, bearer = await self._attendant(request)

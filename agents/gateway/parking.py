@@ -99,6 +99,10 @@ class Parking:
         seen, self._seen = self._seen | parked, {}
         return {session: Said(one.state, one.seen_at) for session, one in seen.items() if not one.superseded}
 
+    def parked(self) -> int:
+        """How many polls wait at this moment."""
+        return sum(1 for attendant in self.by_bearer.values() if attendant.poll)
+
     def _end(self, attendant: Attendant, how: str) -> None:
         if attendant.poll is not None and not attendant.poll.done():
             attendant.poll.set_result(how)

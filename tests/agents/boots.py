@@ -19,6 +19,7 @@ FACTS: dict[str, Any] = {
     "adapters": [],
     "memory_kib": 1_000_000,
     "cpus": 2,
+    "clock_ms": 1_700_000_000_000,
     "kernel": KERNEL,
     "version_digest": "",
     "class": "gamer",

@@ -64,6 +64,7 @@ def test_facts_are_those_of_the_protocol(root: Path) -> None:
     assert (facts["product"], facts["serial"]) == ("Standard PC (Q35)", "")
     assert (facts["version_digest"], facts["class"]) == ("d" * 64, "gamer")
     assert facts["cpus"] == os.cpu_count()
+    assert facts["clock_ms"] == pytest.approx(time.time() * 1000, abs=60_000)
 
 
 def test_boot_times_are_the_initrds_then_systemds_then_the_daemons_in_uptime(root: Path) -> None:

@@ -20,7 +20,17 @@ from fleet.signing import make_keys
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.once
 SIMPLE = [
-    *("COMMAND_KEY", "SESSION_KEY", "IMAGE_KEY", "DEBUG", "ALLOWED_HOSTS", "PUBLIC_URL", "GATEWAY_URL", "REDIS_URL"),
+    *(
+        "METRICS_TOKEN",
+        "COMMAND_KEY",
+        "SESSION_KEY",
+        "IMAGE_KEY",
+        "DEBUG",
+        "ALLOWED_HOSTS",
+        "PUBLIC_URL",
+        "GATEWAY_URL",
+        "REDIS_URL",
+    ),
     *("POLL_HOLD", "POLL_SPREAD", "LOST_AFTER", "BOOT_TOKEN_LIFE", "BOOT_LIMIT", "CAPTURE_LIMIT", "COMMAND_LIFE"),
 ]
 
