@@ -61,7 +61,7 @@ class Terminal:
         if exit_code:
             print(f"  ended with {exit_code}", file=sys.stderr)
 
-    def progress(self, done: int, total: int) -> None:
+    def progress(self, done: int, total: int, bytes_done: int = 0, bytes_total: int = 0) -> None:
         """The terminal shows whole steps only."""
 
 

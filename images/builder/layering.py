@@ -85,7 +85,7 @@ def build(
             plan, real = change_plan(before, tree, recipe, found, ready / "plan", base.epoch, copied_bytes)
         with step("pack", f"Pack {len(found.changed)} changed and {len(found.removed)} hidden paths") as run:
             difference.stage(found, tree, stage, run)
-            squashfs.pack(stage, ready / "root", run, base.epoch)
+            squashfs.pack(stage, ready / "root", run, base.epoch, sum(one.size for one in found.changed))
             files = difference.fingerprints(found, tree)
     verity = seal(ready / "root")
     with step("store", "Put the layer into the store"):

@@ -64,9 +64,9 @@ def pack(packed: Packed, ready: Path, store: Store, daemon: Path, cache: Path, s
             raise BuildError(
                 f"the root has {has} of files, the image may have {may}: leave something out, or raise its limit"
             )
-    with step("root", "Pack the read-only root") as run:
+    with step("root", "Pack the read-only root") as packed_by:
         # The slowest of what is left; the others fit beside it.
-        packing = run.start(squashfs.command(tree, ready / "root", epoch))
+        packing = packed_by.start(squashfs.command(tree, ready / "root", epoch))
         with packing:
             with step("plan", "Compute the root plan from the volatile rules"):
                 plan = rootplan.plan(
@@ -78,7 +78,7 @@ def pack(packed: Packed, ready: Path, store: Store, daemon: Path, cache: Path, s
                 squashfs.pack(home, ready / "home", run, epoch)
             with step("initrd", f"Pack the initrd for kernel {release}") as run:
                 _initrd(tree, release, daemon, ready / "initrd", cache, run)
-            packing.finish()
+            packing.finish(squashfs.Bar(packed_by.step, unpacked))
         verity = seal(ready / "root")
     with step("store", "Put the version into the store"):
         artefacts = {part: store.put(ready / part) for part in PARTS}

@@ -10,12 +10,15 @@ from pathlib import Path
 
 from images.builder.errors import BuildError
 from images.builder.run import Runner
+from images.builder.steps import Step
 from images.builder.tree import Entry
 
 # 650 MB take two cores 3 to 5 s; a build may cost at most 1.15 times plain mmdebstrap and mksquashfs.
 LEVEL = 3
 # unsquashfs: "-rw-r--r-- 0/0     12 2026-05-01 12:00 squashfs-root/etc/motd", a link's with " -> target", a device's size with a comma.
 _ENTRY = re.compile(r"(\S{10}) (\d+/\d+) +(\d+(?:, *\d+)?) (\S{10} \S{5}) squashfs-root(/.*)?")
+
+_BAR = re.compile(r"\[[=|/\\ -]*\] +(\d+)/(\d+) +\d+%")  # [=====/     ] 1618/3236  50%
 
 
 def command(tree: Path, output: Path, epoch: int) -> list[str]:
@@ -26,13 +29,31 @@ def command(tree: Path, output: Path, epoch: int) -> list[str]:
     return [
         *("env", f"SOURCE_DATE_EPOCH={epoch}", "mksquashfs", str(tree), str(output)),
         *("-noappend", "-comp", "zstd", "-Xcompression-level", str(LEVEL), "-xattrs", "-no-exports"),
-        *("-no-progress", "-quiet"),
+        *("-progress", "-quiet"),
     ]
 
 
-def pack(tree: Path, output: Path, run: Runner, epoch: int) -> None:
-    """Pack `tree` into the new file `output`, the reader of which is root on a client."""
-    run(command(tree, output, epoch))
+def pack(tree: Path, output: Path, run: Runner, epoch: int, size: int = 0) -> None:
+    """Pack `tree`, with files of `size` bytes, into the new file `output`, the reader of which is root on a client."""
+    run(command(tree, output, epoch), watch=Bar(run.step, size))
+
+
+class Bar:
+    """Reads mksquashfs's bar, which counts blocks, and tells the step how much of `size` bytes is packed."""
+
+    def __init__(self, step: Step, size: int) -> None:
+        self._step = step
+        self._size = size
+
+    def __call__(self, line: str) -> bool:
+        """Read a line; True for one of the bar."""
+        if not line.strip():
+            return True  # the bar begins each of its lines with a return
+        if not (match := _BAR.fullmatch(line.strip())):
+            return False
+        if self._size and (blocks := int(match[2])):
+            self._step.progress(0, 0, self._size * int(match[1]) // blocks, self._size)
+        return True
 
 
 def files(root: Path, epoch: int) -> dict[str, str]:
