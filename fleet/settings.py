@@ -27,6 +27,9 @@ IMAGE_KEY = env.text("FLEET_IMAGE_KEY", "")
 RELEASES_KEPT = env.number("FLEET_RELEASES_KEPT", 3, low=1, high=100)  # versions before its present one, per class
 STORE_GRACE = env.number("FLEET_STORE_GRACE", 24, low=1, high=8760)  # hours for which nothing young is collected
 SITE_STORAGE = env.number("FLEET_SITE_STORAGE", 0, low=0, high=10**9)  # MiB the images of a site may take; 0: no limit
+VOLATILE_MIB = env.number(
+    "FLEET_VOLATILE_MIB", 256, low=1, high=65536
+)  # that the volatile rules of an image may copy in all
 STORAGE_HARD = env.number(
     "FLEET_STORAGE_HARD", 120, low=100, high=1000
 )  # percent of that limit beyond which no build starts

@@ -21,6 +21,7 @@ from images import durations, homes, quota, releasing, services
 from images.bill import bill_of_materials
 from images.models import HomeTemplate, Image, ImageFile, ImageHook, ImageVersion, Release, VersionStatus
 from images.release_admin import CanaryEnds, CanaryOrders, others_of
+from images.rules_admin import RuleWeights
 from images.storage_admin import StorageOrders, storage_of, storage_page
 
 M = TypeVar("M", bound=models.Model)
@@ -103,7 +104,7 @@ class HookInline(RecipeInline):
 
 
 @admin.register(Image)
-class ImageAdmin(OrderAdmin[Image]):
+class ImageAdmin(RuleWeights, OrderAdmin[Image]):
     change_right = Right.BUILD
     orders = ("build", "home")
     list_display = ["name", "site", "suite", "latest", "status"]

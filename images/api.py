@@ -62,11 +62,15 @@ class ImageSerializer(serializers.ModelSerializer[Image]):
 
 
 class StepSerializer(serializers.ModelSerializer[BuildStep]):
+    progress = serializers.CharField(
+        read_only=True, help_text="done, total, bytes_done and bytes_total in words: 34 of 120 packages, 81 of 230 MB."
+    )
+
     class Meta:
         model = BuildStep
         fields = [
             *("number", "name", "title", "command", "output", "exit_code", "failed", "done", "total"),
-            *("started_at", "finished_at"),
+            *("bytes_done", "bytes_total", "progress", "started_at", "finished_at"),
         ]
 
 

@@ -41,7 +41,12 @@ SEND_AGAIN = timedelta(seconds=20)
 def context(*, most_bytes: int = 0, keep: bool = False) -> director.Context:
     """Where versions are built, by the settings."""
     return director.Context(
-        settings.BUILD_WORK, Store(settings.STORE), settings.DAEMON, most_bytes=most_bytes, keep=keep
+        settings.BUILD_WORK,
+        Store(settings.STORE),
+        settings.DAEMON,
+        most_bytes=most_bytes,
+        copied_bytes=settings.VOLATILE_MIB << 20,
+        keep=keep,
     )
 
 

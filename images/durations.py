@@ -98,9 +98,8 @@ def outlook(version: ImageVersion) -> Outlook | None:
         if step.finished_at:
             done += expected
             continue
-        said = step.done / step.total if step.total else 0.0
         passed = (timezone.now() - step.started_at).total_seconds() / expected if expected else 0.0
-        done += expected * min(0.99, said or passed)
+        done += expected * min(0.99, step.fraction or passed)
     whole = sum(weight.values())
     if not whole:
         return None

@@ -91,9 +91,10 @@ class FollowedStep:
         with self._lock:
             self.row.exit_code, self.changed = exit_code, True
 
-    def progress(self, done: int, total: int) -> None:
+    def progress(self, done: int, total: int, bytes_done: int = 0, bytes_total: int = 0) -> None:
         with self._lock:
-            self.row.done, self.row.total, self.changed = done, total, True
+            self.row.done, self.row.total = done, total
+            self.row.bytes_done, self.row.bytes_total, self.changed = bytes_done, bytes_total, True
 
     def end(self, at: datetime, *, failed: bool) -> None:
         with self._lock:

@@ -43,6 +43,7 @@ class LayerStepSerializer(serializers.ModelSerializer[LayerStep]):
         model = LayerStep
         fields = [
             *("number", "name", "title", "command", "output", "exit_code", "failed", "done", "total"),
+            *("bytes_done", "bytes_total", "progress"),
             *("started_at", "finished_at"),
         ]
 

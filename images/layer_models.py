@@ -29,8 +29,10 @@ class Step(models.Model):
     output = models.TextField(blank=True)
     exit_code = models.IntegerField(null=True)
     failed = models.BooleanField(default=False)
-    done = models.PositiveIntegerField(default=0)
+    done = models.PositiveIntegerField(default=0, help_text="Packages that are in place.")
     total = models.PositiveIntegerField(default=0)
+    bytes_done = models.PositiveBigIntegerField(default=0, help_text="Fetched, or packed.")
+    bytes_total = models.PositiveBigIntegerField(default=0)
     started_at = models.DateTimeField(default=timezone.now)
     finished_at = models.DateTimeField(null=True)
 
@@ -41,6 +43,27 @@ class Step(models.Model):
     def seconds(self) -> float | None:
         """How long it took; None while it runs."""
         return (self.finished_at - self.started_at).total_seconds() if self.finished_at else None
+
+    @property
+    def fraction(self) -> float:
+        """How far it says it is, 0 to 1: packages and bytes count the same where it has both."""
+        pairs = ((self.done, self.total), (self.bytes_done, self.bytes_total))
+        parts = [min(1.0, done / total) for done, total in pairs if total]
+        return sum(parts) / len(parts) if parts else 0.0
+
+    @property
+    def progress(self) -> str:
+        """The same in words: ``34 of 120 packages, 81 of 230 MB``; empty for a step that does not say."""
+        packages = f"{self.done} of {self.total} package{'' if self.total == 1 else 's'}" if self.total else ""
+        amount = bytes_of(self.bytes_done, self.bytes_total) if self.bytes_total else ""
+        return ", ".join(filter(None, (packages, amount)))
+
+
+def bytes_of(done: int, total: int) -> str:
+    """Both in the unit of the total, of 1000 as apt counts: ``81 of 230 MB``, ``0.4 of 1.2 GB``."""
+    unit, name = next((one for one in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")) if total >= one[0]), (1, "B"))
+    places = 1 if unit > 1 and total < 10 * unit else 0
+    return f"{done / unit:.{places}f} of {total / unit:.{places}f} {name}"
 
 
 class Layer(models.Model):

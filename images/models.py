@@ -10,6 +10,7 @@ from django.utils import timezone
 from fleet.models import Client, ClientClass, Site
 from fleet.querysets import ScopedQuerySet
 from fleet.transitions import status_constraint
+from images import weighing
 from images.builder.change import Change
 from images.builder.errors import RecipeError
 from images.builder.manifest import Manifest
@@ -97,7 +98,9 @@ class Image(models.Model):
     def clean(self) -> None:
         """Name what could not be built while it is typed. Its files see to themselves."""
         try:
-            refuse_rules(self._recipe().volatile)
+            recipe = self._recipe()
+            refuse_rules(recipe.volatile)
+            weighing.refuse(self, recipe.volatile)
         except RecipeError as error:
             field = {"name": "slug"}.get(error.field, error.field)
             raise ValidationError({field: str(error).removeprefix(f"{error.field}: ")}) from error

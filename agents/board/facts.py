@@ -179,6 +179,7 @@ class BuildLine:
     status_word: str
     at: datetime
     step: str
+    said: str  # how far that step is
     number: int
     percent: int
     admin_url: str

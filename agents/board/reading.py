@@ -166,19 +166,20 @@ def _builds(site: Site) -> list[Fact]:
 
 def _build(version: ImageVersion) -> BuildLine:
     steps = list(version.steps.all())
-    last = steps[-1] if steps else None
-    inner = last.done / last.total if last and last.total else 0.5 if last else 0.0
-    if last and last.finished_at:
-        inner = 1.0
-    progress = (len(steps) - 1 + inner) / max(_STEPS_OF_A_BUILD, len(steps) + 1) if last else 0.0
+    # One that runs, though shorter ones beside it began later and have ended.
+    running = [step for step in steps if step.finished_at is None]
+    shown = (running or steps)[-1] if steps else None
+    inner = (running[-1].fraction if running[-1].progress else 0.5) if running else 0.0
+    progress = (len(steps) - len(running) + inner) / max(_STEPS_OF_A_BUILD, len(steps) + 1)
     return BuildLine(
         key=str(version.pk),
         name=str(version),
         status=version.status,
         status_word=version.get_status_display(),
         at=version.started_at or version.requested_at,
-        step=last.title if last else "",
-        number=len(steps),
+        step=shown.title if shown else "",
+        said=shown.progress if shown and running else "",
+        number=shown.number if shown else 0,
         percent=round(100 * progress),
         admin_url=admin_url("images_imageversion", version.pk),
     )

@@ -28,6 +28,7 @@ from images.builder.errors import BuildError
 from images.builder.layer import LayerManifest
 from images.builder.manifest import Manifest
 from images.builder.recipe import Recipe
+from images.builder.ruling import TOTAL_BYTES
 from images.builder.run import Runner
 from images.builder.steps import Steps
 from images.builder.store import Store
@@ -60,7 +61,7 @@ class Terminal:
         if exit_code:
             print(f"  ended with {exit_code}", file=sys.stderr)
 
-    def progress(self, done: int, total: int) -> None:
+    def progress(self, done: int, total: int, bytes_done: int = 0, bytes_total: int = 0) -> None:
         """The terminal shows whole steps only."""
 
 
@@ -72,12 +73,15 @@ def main() -> int:
     parser.add_argument("--daemon", type=Path, default=DAEMON, help="the agent that goes into the initrd")
     parser.add_argument("--epoch", type=int, help="no time in the version is later (s)")
     parser.add_argument("--most-bytes", type=int, default=0, help="that the files of the root may have; 0: no limit")
+    parser.add_argument(
+        "--copied-bytes", type=int, default=TOTAL_BYTES, help="that the volatile rules may copy in all; 0: no limit"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the tree in the scratch directory")
     parser.add_argument("--verbose", action="store_true", help="show the output of commands")
     parser.add_argument("--events", action="store_true", help="print steps as JSON lines (see apart.py)")
     arguments = parser.parse_args()
-    store, limit = Store(arguments.store), arguments.most_bytes
-    context = Context(arguments.work, store, arguments.daemon, arguments.epoch, limit, arguments.keep)
+    store, limits = Store(arguments.store), (arguments.most_bytes, arguments.copied_bytes)
+    context = Context(arguments.work, store, arguments.daemon, arguments.epoch, *limits, arguments.keep)
     events = Events(sys.stdout) if arguments.events else None
     try:
         text = sys.stdin.read() if arguments.recipe == "-" else Path(arguments.recipe).read_text()

@@ -5,7 +5,7 @@ process is in a user namespace with root and the range of /etc/subuid, so that t
 per line, in order:
 
     {"step": 0, "open": ["bootstrap", "Install …"]}       steps nest, numbered by how deep
-    {"step": 0, "command": […]} · "output" · "exited" · "progress": [done, total]
+    {"step": 0, "command": […]} · "output" · "exited" · "progress": [packages, of, bytes, of]
     {"step": 0, "closed": true}
     {"manifest": {…}}  or  {"error": {"type": …, "args": […]}}
 """
@@ -181,5 +181,5 @@ class _EventStep:
     def exited(self, exit_code: int) -> None:
         self._events.write({"step": self._number, "exited": exit_code})
 
-    def progress(self, done: int, total: int) -> None:
-        self._events.write({"step": self._number, "progress": [done, total]})
+    def progress(self, done: int, total: int, bytes_done: int = 0, bytes_total: int = 0) -> None:
+        self._events.write({"step": self._number, "progress": [done, total, bytes_done, bytes_total]})

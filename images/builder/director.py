@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from images.builder import apart, initrd, layering, maintenance, rootplan
+from images.builder import apart, initrd, layering, maintenance
 from images.builder.change import Change
 from images.builder.chroot import furnish, inside, trim
 from images.builder.chroot.family import Upgrade
@@ -22,6 +22,7 @@ from images.builder.layer import LayerManifest
 from images.builder.manifest import Manifest
 from images.builder.packing import Packed, pack
 from images.builder.recipe import Hook, Recipe
+from images.builder.ruling import MIB, TOTAL_BYTES
 from images.builder.run import CommandFailed, Runner
 from images.builder.scratch import scratch, sweep
 from images.builder.steps import Steps
@@ -44,6 +45,7 @@ class Context:
     daemon: Path  # the directory agents/daemon, packed into the initrd
     epoch: int | None = None  # no time in a version is later (s); None: the youngest file of a package
     most_bytes: int = 0  # that the files of a root may have, unpacked; 0: no limit
+    copied_bytes: int = TOTAL_BYTES  # that the volatile rules may copy in all; 0: no limit
     keep: bool = False  # leave the tree in `work` until the next sweep, for a person who replays a command
 
     @property
@@ -58,6 +60,7 @@ class Context:
             *("--daemon", str(self.daemon.resolve())),
             *([] if self.epoch is None else ["--epoch", str(self.epoch)]),
             *(["--most-bytes", str(self.most_bytes)] if self.most_bytes else []),
+            *("--copied-bytes", str(self.copied_bytes)),
             *(["--keep"] if self.keep else []),
         ]
 
@@ -93,7 +96,7 @@ def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
         with build.step("finish", "Make it a diskless client's") as run:
             packages = family.packages(tree, run)
             family.finish(tree, epoch)
-        packed = Packed(tree, recipe, packages, epoch, context.most_bytes)
+        packed = Packed(tree, recipe, packages, epoch, context.most_bytes, context.copied_bytes)
         manifest = pack(packed, ready, context.store, context.daemon, context.initrds, build.step)
         Trees(context.work).keep(manifest.root, tree, epoch)
     Trees(context.work).prune()
@@ -170,7 +173,8 @@ def derive_here(
                 shipped = trim.youngest_shipped(upper if layered else tree, started)
                 epoch = max(parent.epoch, shipped) if context.epoch is None else context.epoch
                 family.finish(tree, epoch)
-            packed = Packed(tree, recipe, packages, epoch, context.most_bytes, parent.digest, change)
+            limits = (context.most_bytes, context.copied_bytes)
+            packed = Packed(tree, recipe, packages, epoch, *limits, parent.digest, change)
             manifest = pack(packed, ready, context.store, context.daemon, context.initrds, build.step)
         if layered:
             trees.keep_change(manifest.root, upper, parent.root, epoch)
@@ -195,7 +199,8 @@ def layer_here(base: Manifest, recipe: Recipe, change: Change, context: Context,
         scratch(context.work, keep=context.keep) as work,
         context.store.scratch() as ready,
     ):
-        made = layering.build(base, recipe, change, context.store, trees, (work, ready), _Build(steps, work).step)
+        step, most = _Build(steps, work).step, context.copied_bytes
+        made = layering.build(base, recipe, change, context.store, trees, (work, ready), step, most)
     trees.prune()
     return made
 
@@ -246,6 +251,6 @@ def _disk_full(context: Context) -> Iterator[None]:
 
 def _no_space(places: tuple[Path, ...], what: str) -> str:
     free = ", ".join(
-        f"{place} has {shutil.disk_usage(place).free / rootplan.MIB:.0f} MiB free" for place in places if place.is_dir()
+        f"{place} has {shutil.disk_usage(place).free / MIB:.0f} MiB free" for place in places if place.is_dir()
     )
     return f"the disk was full during the build ({free} now); make room and build again. {what}"

@@ -20,6 +20,7 @@ from images.builder.manifest import Manifest
 from images.builder.packing import OpenStep
 from images.builder.recipe import Hook, Recipe
 from images.builder.rootplan import RootPlan
+from images.builder.ruling import TOTAL_BYTES
 from images.builder.run import Runner
 from images.builder.store import Store
 from images.builder.tree import Entry, listing
@@ -40,10 +41,12 @@ def build(
     trees: Trees,
     places: tuple[Path, Path],
     step: OpenStep,
+    copied_bytes: int = TOTAL_BYTES,
 ) -> LayerManifest:
     """Build the layer that `change` makes over `base`, a version of `recipe`; it is in the store when this returns.
 
-    `places` are two directories to work in, the second on the file system of the store.
+    `places` are two directories to work in, the second on the file system of the store. With the layer, the volatile rules of the
+    version may copy `copied_bytes` in all (0: no limit).
     Mounts in the caller's own namespace. Raises RecipeError for what no layer may do.
     """
     work, ready = places
@@ -79,10 +82,10 @@ def build(
             if change.script and (torn := sorted(set(found.removed) - set(replaced))):
                 raise RecipeError("script", f"it removes {torn[0]} of the version; a package may replace it, or a file")
         with step("plan", "Compute how the root plan differs"):
-            plan, real = change_plan(before, tree, recipe, found, ready / "plan", base.epoch)
+            plan, real = change_plan(before, tree, recipe, found, ready / "plan", base.epoch, copied_bytes)
         with step("pack", f"Pack {len(found.changed)} changed and {len(found.removed)} hidden paths") as run:
             difference.stage(found, tree, stage, run)
-            squashfs.pack(stage, ready / "root", run, base.epoch)
+            squashfs.pack(stage, ready / "root", run, base.epoch, sum(one.size for one in found.changed))
             files = difference.fingerprints(found, tree)
     verity = seal(ready / "root")
     with step("store", "Put the layer into the store"):
@@ -154,14 +157,24 @@ def _account(tree: Path, user: str) -> list[str]:
 
 
 def change_plan(
-    before: Path, after: Path, recipe: Recipe, found: Difference, output: Path, epoch: int
+    before: Path,
+    after: Path,
+    recipe: Recipe,
+    found: Difference,
+    output: Path,
+    epoch: int,
+    copied_bytes: int = TOTAL_BYTES,
 ) -> tuple[RootPlan, tuple[str, ...]]:
     """Write to `output` what clients with the layer unpack over the root plan of the version (images/initrd/unpack).
 
     Returns it, and the directories that were one link into the share and have to be many now.
     """
     home = [f"/home/{recipe.user}"]
-    old, new = (_kinds(rootplan.plan(listing(tree), recipe.volatile, home)) for tree in (before, after))
+    # The version is as it is: only what the layer makes of it is judged.
+    old, new = (
+        _kinds(rootplan.plan(listing(tree), recipe.volatile, home, total_bytes=most))
+        for tree, most in ((before, 0), (after, copied_bytes))
+    )
     touched = {one.path for one in found.changed}
     wanted: dict[str, list[Entry]] = {"directory": [], "copy": [], "link": []}
     for path, (kind, one) in new.items():

@@ -18,6 +18,7 @@ from images.builder.chroot.family import Package
 from images.builder.errors import BuildError, RecipeError
 from images.builder.manifest import PARTS, Manifest
 from images.builder.recipe import Recipe
+from images.builder.ruling import MIB, TOTAL_BYTES
 from images.builder.run import Runner
 from images.builder.store import Store
 from images.builder.tree import listing
@@ -31,7 +32,7 @@ _INITRDS = 8  # kept for builds to come; 7 MB each
 class Packed:
     """What is to be packed: the tree of a recipe with its packages; no time in the version is later than `epoch` (s).
 
-    Its files may have `most_bytes` in all (0: no limit).
+    Its files may have `most_bytes` in all (0: no limit), those that the volatile rules copy `copied_bytes`.
 
     A derived version names its parent (digest) and what was changed.
     """
@@ -41,6 +42,7 @@ class Packed:
     packages: tuple[Package, ...]
     epoch: int
     most_bytes: int = 0
+    copied_bytes: int = TOTAL_BYTES
     parent: str = ""
     change: Change | None = None
 
@@ -58,23 +60,25 @@ def pack(packed: Packed, ready: Path, store: Store, daemon: Path, cache: Path, s
         entries = listing(tree)
         unpacked = sum(entry.size for entry in entries)
         if 0 < packed.most_bytes < unpacked:
-            has, may = (f"{size / rootplan.MIB:.0f} MiB" for size in (unpacked, packed.most_bytes))
+            has, may = (f"{size / MIB:.0f} MiB" for size in (unpacked, packed.most_bytes))
             raise BuildError(
                 f"the root has {has} of files, the image may have {may}: leave something out, or raise its limit"
             )
-    with step("root", "Pack the read-only root") as run:
+    with step("root", "Pack the read-only root") as packed_by:
         # The slowest of what is left; the others fit beside it.
-        packing = run.start(squashfs.command(tree, ready / "root", epoch))
+        packing = packed_by.start(squashfs.command(tree, ready / "root", epoch))
         with packing:
             with step("plan", "Compute the root plan from the volatile rules"):
-                plan = rootplan.plan(entries, recipe.volatile, [f"/home/{recipe.user}"])
+                plan = rootplan.plan(
+                    entries, recipe.volatile, [f"/home/{recipe.user}"], total_bytes=packed.copied_bytes
+                )
                 rootplan.archive(plan, tree, ready / "plan", epoch)
             with step("home", "Pack the home template") as run:
                 home_digest = run([sys.executable, str(daemon / "home.py"), "digest", str(home)]).strip()
                 squashfs.pack(home, ready / "home", run, epoch)
             with step("initrd", f"Pack the initrd for kernel {release}") as run:
                 _initrd(tree, release, daemon, ready / "initrd", cache, run)
-            packing.finish()
+            packing.finish(squashfs.Bar(packed_by.step, unpacked))
         verity = seal(ready / "root")
     with step("store", "Put the version into the store"):
         artefacts = {part: store.put(ready / part) for part in PARTS}

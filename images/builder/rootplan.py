@@ -12,23 +12,28 @@ per child. The image's own symbolic links are kept as they are where their direc
 
 from __future__ import annotations
 
-import fnmatch
-import re
 import stat
-from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from images.builder.cpio import Archive
 from images.builder.errors import RecipeError
+from images.builder.ruling import (
+    LIMIT_BYTES,
+    TOTAL_BYTES,
+    Image,
+    Weight,
+    above_of,
+    copied,
+    decide,
+    parent_of,
+    refuse_heavy,
+)
 from images.builder.tree import Entry
-from images.builder.volatile import MOUNT_POINTS, SHARE, Rule, Verb
+from images.builder.volatile import SHARE, Rule, Verb
 
-MIB = 1 << 20
-LIMIT_BYTES = 64 * MIB  # of one rule: it is fetched at every boot, and lives in the client's memory
-_MOST_LINKS = 40  # MAXSYMLINKS of the kernel
 _FILE_TYPES = {"p": stat.S_IFIFO, "s": stat.S_IFSOCK, "b": stat.S_IFBLK, "c": stat.S_IFCHR}
 
 
@@ -60,22 +65,25 @@ def plan(
     rules: Sequence[Rule],
     mount_points: Sequence[str] = (),
     limit_bytes: int = LIMIT_BYTES,
+    total_bytes: int = TOTAL_BYTES,
 ) -> RootPlan:
     """The root plan of the image with these `entries`.
 
     `mount_points` are further paths that become real and empty, beside those of every system (/proc, /sys,
     /dev, /run, /.ro). Raises RecipeError, naming the rule, when a rule leads nowhere or would copy more than
-    `limit_bytes`, or when the image uses /.ro itself.
+    `limit_bytes`, when all would copy more than `total_bytes`, or when the image uses /.ro itself.
     """
-    image = _Image(entries)
+    image = Image(entries)
     if SHARE in image:
         raise RecipeError("volatile", f"the image has a path {SHARE}, which is where clients mount the share")
-    decided = _decide(image, rules)
-    for point in (*MOUNT_POINTS, *mount_points):
-        path = image.resolve(Rule(Verb.EMPTY, point))
-        image.make(path)
-        decided[path] = _MOUNT
-    return _Planner(image, decided, limit_bytes).run()
+    decided = decide(image, rules, mount_points)
+    for path, rule in decided.items():
+        if rule.verb is Verb.EMPTY:
+            image.make(path)
+        elif rule.verb is Verb.COPY:
+            # What is not in the image yet can be written once its parent is real.
+            image.make(parent_of(path))
+    return _Planner(image, decided, limit_bytes, total_bytes).run()
 
 
 def archive(root: RootPlan, tree: Path, output: Path, epoch: int = 0, gone: Sequence[str] | None = None) -> None:
@@ -111,107 +119,12 @@ def _name(entry: Entry) -> str:
     return entry.path[1:] or "."
 
 
-_MOUNT = Rule(Verb.EMPTY, "")
-
-
-class _Image:
-    """The entries by path, with the questions the planner asks."""
-
-    def __init__(self, entries: Iterable[Entry]) -> None:
-        self._entries = {entry.path: entry for entry in entries}
-        self._entries.setdefault("/", Entry("/", "d"))
-        self._children: dict[str, list[str]] = defaultdict(list)
-        for path in sorted(self._entries):
-            if path != "/":
-                self._children[_parent(path)].append(path)
-
-    def __contains__(self, path: str) -> bool:
-        return path in self._entries
-
-    def __getitem__(self, path: str) -> Entry:
-        return self._entries[path]
-
-    def children(self, path: str) -> list[str]:
-        return self._children.get(path, [])
-
-    def below(self, path: str) -> Iterator[str]:
-        """`path` and all that is in it."""
-        yield path
-        for child in self.children(path):
-            yield from self.below(child)
-
-    def make(self, path: str) -> None:
-        """Have a directory at `path` (mode 0755, root), and above it; what is there already stays."""
-        if path in self._entries:
-            return
-        parent = _parent(path)
-        self.make(parent)
-        self._entries[path] = Entry(path, "d")
-        siblings = self._children[parent]
-        siblings.insert(bisect_left(siblings, path), path)
-
-    def resolve(self, rule: Rule) -> str:
-        """The rule's path with the links on the way to it followed, not the one at its end."""
-        pending = rule.path.split("/")[:0:-1]
-        at, followed = "", 0
-        while pending:
-            part = pending.pop()
-            if part in ("", "."):
-                continue
-            if part == "..":
-                at = at.rpartition("/")[0]
-                continue
-            at = f"{at}/{part}"
-            entry = self._entries.get(at)
-            if entry is None or entry.kind == "d" or not any(pending):
-                continue
-            followed += 1
-            if entry.kind != "l" or followed > _MOST_LINKS:
-                raise RecipeError("volatile", f"{str(rule)!r}: {at} is not a directory in the image")
-            pending += entry.target.split("/")[::-1]
-            at = "" if entry.target.startswith("/") else _parent(at).rstrip("/")
-        return at or "/"
-
-    def match(self, rule: Rule) -> list[str]:
-        """The paths of the image a rule with globs means, none of them through a link."""
-        found = ["/"]
-        for part in rule.path.strip("/").split("/"):
-            pattern = re.compile(fnmatch.translate(part))
-            found = [
-                child for path in found for child in self.children(path) if pattern.fullmatch(child.rpartition("/")[2])
-            ]
-        return found
-
-
-def _decide(image: _Image, rules: Sequence[Rule]) -> dict[str, Rule]:
-    """Path → the rule that names it; its parents are made in the image where they are missing."""
-    decided: dict[str, Rule] = {}
-    for rule in rules:
-        if rule.is_glob:
-            decided.update((path, rule) for path in image.match(rule) if not _is_mounted(path))
-            continue
-        path = image.resolve(rule)
-        if _is_mounted(path):
-            raise RecipeError("volatile", f"{str(rule)!r} means {path}, which is mounted over at boot")
-        decided[path] = rule
-    for path, rule in decided.items():
-        if rule.verb is Verb.EMPTY:
-            image.make(path)
-        elif rule.verb is Verb.COPY:
-            # What is not in the image yet can be written once its parent is real.
-            image.make(_parent(path))
-    return decided
-
-
-def _is_mounted(path: str) -> bool:
-    return any(path == point or path.startswith(f"{point}/") for point in MOUNT_POINTS)
-
-
 @dataclass
 class _Planner:
-    image: _Image
+    image: Image
     decided: dict[str, Rule]
     limit_bytes: int
+    total_bytes: int
     directories: list[Entry] = field(default_factory=list)
     copies: list[Entry] = field(default_factory=list)
     links: list[Entry] = field(default_factory=list)
@@ -220,15 +133,15 @@ class _Planner:
     def run(self) -> RootPlan:
         # Every directory above a decided path is real, as far as the decision needs it to be.
         for path, rule in self.decided.items():
-            if rule.verb is not Verb.SHARE or (path in self.image and self._ruling(_parent(path))):
-                self.real.update(_above(path))
+            if rule.verb is not Verb.SHARE or (path in self.image and self._ruling(parent_of(path))):
+                self.real.update(above_of(path))
         self._refuse_too_much()
         self._visit("/", None)
         return RootPlan(tuple(self.directories), tuple(self.copies), tuple(self.links))
 
     def _ruling(self, path: str) -> Rule | None:
         """The rule that holds for `path` by the longest path, None where it is shared."""
-        for above in (path, *reversed(_above(path))):
+        for above in (path, *reversed(above_of(path))):
             if above in self.decided:
                 rule = self.decided[above]
                 return None if rule.verb is Verb.SHARE else rule
@@ -256,30 +169,13 @@ class _Planner:
             self.copies.append(entry)
 
     def _refuse_too_much(self) -> None:
-        copied: dict[Rule, int] = defaultdict(int)
-        for path in self.image.below("/"):
-            rule = self._ruling(path)
-            if rule is not None and rule.verb is Verb.COPY:
-                copied[rule] += self.image[path].size
-                if self.image[path].capable:
-                    raise RecipeError(
-                        "volatile",
-                        f"{str(rule)!r} would copy {path} without its file capabilities; share {path}",
-                    )
-        for rule, size in copied.items():
-            if size > self.limit_bytes:
+        sizes: dict[Rule, int] = defaultdict(int)
+        for rule, one in copied(self.image, self.decided):
+            sizes[rule] += one.size
+            if one.capable:
                 raise RecipeError(
                     "volatile",
-                    f"{str(rule)!r} would copy {size / MIB:.0f} MiB into the memory of every client "
-                    f"(at most {self.limit_bytes / MIB:.0f}); name less, or share the large parts of it",
+                    f"{str(rule)!r} would copy {one.path} without its file capabilities; share {one.path}",
                 )
-
-
-def _parent(path: str) -> str:
-    return path.rpartition("/")[0] or "/"
-
-
-def _above(path: str) -> list[str]:
-    """The directories above `path`, the root first."""
-    parts = path.strip("/").split("/")[:-1] if path != "/" else []
-    return ["/"][: path != "/"] + ["/" + "/".join(parts[: end + 1]) for end in range(len(parts))]
+        weights = (Weight(rule, bytes=size) for rule, size in sizes.items())
+        refuse_heavy(weights, self.limit_bytes, self.total_bytes)

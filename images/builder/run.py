@@ -74,7 +74,7 @@ class Runner:
     ) -> str:
         """Run `argv` to its end and return its output (stdout and stderr together, the last 64 KiB).
 
-        `watch` sees each line as it comes. Raises CommandFailed on another exit code than 0, after `limit_s`
+        `watch` sees each line as it comes (`Running.finish`). Raises CommandFailed on another exit code than 0, after `limit_s`
         seconds, or when the program does not exist.
         """
         with self.start(argv, cwd=cwd, limit_s=limit_s) as running:
@@ -123,12 +123,15 @@ class Running:
             self._process.stdout.close()
 
     def finish(self, watch: Callable[[str], object] | None = None) -> str:
-        """Wait for the end, handing each line to the step and to `watch`; returns the output kept."""
+        """Wait for the end, handing each line to `watch` and to the step; returns the output kept.
+
+        A line for which `watch` returns True is for the moment only, as a progress bar is: nobody else sees it.
+        """
         for line in self._lines():
+            if watch and watch(line) is True:
+                continue
             self._keep(line)
             self._step.output(line)
-            if watch:
-                watch(line)
         exit_code = self._process.wait()
         self._step.exited(exit_code)
         output = "".join(self._kept)

@@ -19,8 +19,8 @@ class Step(Protocol):
     def exited(self, exit_code: int) -> None:
         """That command ended; negative: the signal that killed it."""
 
-    def progress(self, done: int, total: int) -> None:
-        """How far the step is, in any unit."""
+    def progress(self, done: int, total: int, bytes_done: int = 0, bytes_total: int = 0) -> None:
+        """How far the step is: packages that are in place, and bytes that were fetched or packed. A total of 0: not counted."""
 
 
 class Steps(Protocol):

@@ -21,6 +21,7 @@ from images.builder.errors import RecipeError
 from images.builder.paths import refuse_path
 
 SHARE = "/.ro"
+MOST_RULES = 500
 MOUNT_POINTS = ("/proc", "/sys", "/dev", "/run", SHARE)
 
 
@@ -85,6 +86,8 @@ def refuse_rules(rules: Sequence[Rule]) -> None:
 
     For rules as they are typed. Recipes of versions that were built are not asked: they stay readable.
     """
+    if len(rules) > MOST_RULES:
+        raise RecipeError("volatile", f"{len(rules)} rules are too many (at most {MOST_RULES}); use globs")
     verbs: dict[str, Rule] = {}
     for rule in rules:
         if "**" in rule.path:

@@ -180,8 +180,8 @@ def _builds(building: tuple[ImageVersion, ImageVersion], by: User) -> None:
             title=title,
             started_at=now - timedelta(seconds=80 - 10 * number),
             finished_at=None if last else now - timedelta(seconds=70 - 10 * number),
-            done=63 if last else 0,
-            total=100 if last else 0,
+            bytes_done=146_000_000 if last else 0,
+            bytes_total=231_000_000 if last else 0,
         )
 
 

@@ -96,6 +96,7 @@ def test_builds_and_restores_show_how_far_and_what(world: World) -> None:
     sections = read(world.clubroom).sections
     building = next(fact for fact in sections["builds"] if isinstance(fact, BuildLine) and fact.step)
     assert (building.name, building.step, building.status) == ("gamer-13", "Compress the root", "building")
+    assert (building.said, building.number) == ("146 of 231 MB", 6)
     assert 40 < building.percent < 100
     restore = next(
         fact for fact in sections["restores"] if isinstance(fact, RestoreLine) and fact.client == "A5 (pc-a5)"

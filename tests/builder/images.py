@@ -75,6 +75,7 @@ class Recorded:
         self.lines: list[str] = []
         self.exit_codes: list[int] = []
         self.done: list[tuple[int, int]] = []
+        self.bytes: list[tuple[int, int]] = []
         self.failed = False
 
     def command(self, argv: Sequence[str]) -> None:
@@ -86,8 +87,9 @@ class Recorded:
     def exited(self, exit_code: int) -> None:
         self.exit_codes.append(exit_code)
 
-    def progress(self, done: int, total: int) -> None:
+    def progress(self, done: int, total: int, bytes_done: int = 0, bytes_total: int = 0) -> None:
         self.done.append((done, total))
+        self.bytes.append((bytes_done, bytes_total))
 
 
 class Silent:

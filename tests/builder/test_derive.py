@@ -94,6 +94,10 @@ def test_a_change_makes_a_version_and_leaves_its_parent_as_it_was(
     assert list((root / "var/cache/apt").iterdir()) == list((root / "var/lib/apt/lists").iterdir()) == []
     assert not (root / "usr/sbin/policy-rc.d").exists()
     assert list((root / "boot").glob("vmlinuz*")) == []
+    fetched, packed = steps.steps[1], steps.steps[6]
+    assert fetched.done[-1] == (1, 1)
+    assert fetched.bytes[-1][0] == fetched.bytes[-1][1] > 10_000
+    assert packed.bytes[-1] == (derived.unpacked_bytes, derived.unpacked_bytes)
     assert steps.names == [
         "open",
         "packages",

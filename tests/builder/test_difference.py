@@ -14,6 +14,7 @@ import pytest
 
 from images.builder import difference, rootplan
 from images.builder.difference import Difference
+from images.builder.errors import RecipeError
 from images.builder.layering import change_plan
 from images.builder.recipe import Recipe
 from images.builder.run import Runner
@@ -159,6 +160,21 @@ def test_the_plan_of_a_layer_over_that_of_the_version_gives_the_plan_of_both(bas
         subprocess.run(["/bin/sh", "-c", script], cwd=tmp_path / f"from-{name}", check=True, env=place)
     assert contents(tmp_path / "from-plan") == contents(tmp_path / "from-whole")
     assert [one.path for one in plan.copies] == ["/etc/hosts", "/etc/motd/now", "/opt/game/state/score"]
+
+
+def test_a_layer_with_which_the_rules_copy_too_much_is_refused_and_its_version_alone_is_not(
+    base: Path, tmp_path: Path
+) -> None:
+    recipe, tree = Recipe(name="x", suite="bookworm", volatile=RULES), tmp_path / "tree"
+    shutil.copytree(base, tree, symlinks=True)
+    with (tree / "etc/large").open("wb") as file:
+        file.truncate(2 << 20)
+    found = difference.compare(base, tree, None, nothing)
+    with pytest.raises(RecipeError, match=r"the rules together would copy 2\.0 MiB .*\(at most 1\.0 MiB\)"):
+        change_plan(base, tree, recipe, found, tmp_path / "plan", 0, 1 << 20)
+    (tree / "etc/large").rename(base / "etc/large")
+    plan, _ = change_plan(base, tree, recipe, found, tmp_path / "plan", 0, 1 << 20)
+    assert plan.copied_bytes == 0
 
 
 def programs(place: Path) -> Path:

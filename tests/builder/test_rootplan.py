@@ -14,7 +14,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from images.builder.errors import RecipeError
-from images.builder.rootplan import LIMIT_BYTES, RootPlan, archive, plan
+from images.builder.rootplan import RootPlan, archive, plan
+from images.builder.ruling import LIMIT_BYTES
 from images.builder.tree import Entry, listing
 from images.builder.volatile import MOUNT_POINTS, SHARE, Rule, Verb, parse_rules
 

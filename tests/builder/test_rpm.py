@@ -8,8 +8,12 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -66,6 +70,20 @@ def change(
     """As a derived version does it; a family's own knowledge is in the tree."""
     wanted = Change(install=tuple(install), remove=tuple(remove), upgrade=upgrade)
     rpm.change(SMALL, tree, wanted, tree.with_name("cache"), run)
+
+
+@contextmanager
+def served(directory: Path) -> Iterator[str]:
+    """The URL of `directory` over HTTP."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(directory))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def _key(public: str) -> RecipeFile:
@@ -138,7 +156,7 @@ def test_a_version_is_complete_in_the_store(built: tuple[Manifest, Store, Silent
 
 def test_progress_is_in_packages_and_ends_with_the_last(built: tuple[Manifest, Store, Silent]) -> None:
     progress = built[2].steps[0].done
-    assert progress == [(7 + number, 14) for number in range(1, 8)]
+    assert progress == [(number, 7) for number in range(1, 8)]
 
 
 def test_the_image_has_the_packages_the_files_and_the_user(root: Path) -> None:
@@ -254,14 +272,20 @@ def test_what_the_repository_has_newer_is_pending(
     assert pending(built[0], recipe, context, Silent()) == (Upgrade("game", "1.0-1", "3.0-1", security=False),)
 
 
-def test_signed_packages_are_taken_with_their_key(signed: Recipe, tmp_path: Path) -> None:
-    step = Recorded("bootstrap", "Install")
-    rpm.bootstrap(signed, tmp_path / "tree", Runner(step))
+def test_signed_packages_are_taken_with_their_key_and_their_bytes_counted(signed: Recipe, tmp_path: Path) -> None:
+    step, packages = Recorded("bootstrap", "Install"), Path(signed.mirror.removeprefix("file://"))
+    with served(packages) as mirror:
+        rpm.bootstrap(replace(signed, mirror=mirror), tmp_path / "tree", Runner(step))
+        assert step.done[-1] == (7, 7)
+        assert step.bytes[-1][0] == step.bytes[-1][1] > 15_000_000
+        change(tmp_path / "tree", Runner(step), install=["toy"])
+    done, total = step.bytes[-1]
+    assert done == total
+    assert abs(total - (packages / "toy-1.0-1.noarch.rpm").stat().st_size) < 60, "dnf rounds to tenths of a KiB"
+    assert (tmp_path / "tree/usr/share/toy").exists()
     assert "game" in {package.name for package in rpm.packages(tmp_path / "tree", Runner(step))}
     assert not any("NOT checked" in line for line in step.lines)
     assert "gpgcheck=1" in (tmp_path / "tree/etc/yum.repos.d/recipe.repo").read_text()
-    change(tmp_path / "tree", Runner(step), install=["toy"])
-    assert (tmp_path / "tree/usr/share/toy").exists()
 
 
 def test_packages_signed_by_somebody_else_are_refused(signed: Recipe, tmp_path: Path) -> None:

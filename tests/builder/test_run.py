@@ -58,6 +58,19 @@ def test_much_output_is_streamed_whole_and_kept_in_part(run: Runner, step: Recor
     assert kept.endswith("the end\n")
 
 
+def test_a_line_that_the_watcher_takes_is_seen_by_nobody_else(run: Runner, step: Recorded) -> None:
+    seen: list[str] = []
+
+    def watch(line: str) -> bool:
+        seen.append(line)
+        return "%" in line
+
+    kept = run(["sh", "-c", "printf '\\r10%%\\r20%%\\n'; echo done"], watch=watch)
+    assert seen == ["\n", "10%\n", "20%\n", "done\n"]
+    assert step.lines == ["\n", "done\n"]
+    assert kept == "\ndone\n"
+
+
 def test_the_worker_s_environment_stays_outside(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_KEY", "hidden")
     assert "hidden" not in run(["env"])

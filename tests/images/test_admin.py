@@ -125,7 +125,14 @@ def test_the_page_of_a_version_shows_its_steps_and_follows_them(world: World) ->
     version = make_version(make_image(world.clubroom), VersionStatus.BUILDING)
     for number, name in enumerate(("bootstrap", "configure"), 1):
         BuildStep.objects.create(
-            version=version, number=number, name=name, title=name, command="mmdebstrap <x>", done=3, total=9
+            version=version,
+            number=number,
+            name=name,
+            title=name,
+            command="mmdebstrap <x>",
+            done=3,
+            total=9,
+            bytes_total=2_000_000,
         )
     shown = page(world.vera, version).content.decode()
     assert "mmdebstrap &lt;x&gt;" in shown
@@ -133,6 +140,7 @@ def test_the_page_of_a_version_shows_its_steps_and_follows_them(world: World) ->
     live = reverse("admin:images_imageversion_live", args=[version.pk])
     fragment = as_(world.vera).get(live, {"after": "1"}).content.decode()
     assert 'id="step-2"' in fragment
+    assert '<progress max="1" value="0.167"></progress> 3 of 9 packages, 0.0 of 2.0 MB</label>' in fragment
     assert 'id="step-1"' not in fragment
     assert 'data-under-way="yes"' in fragment
     assert 'id="step-1"' in as_(world.vera).get(live, {"after": "²" * 9}).content.decode()

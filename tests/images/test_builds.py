@@ -1,6 +1,7 @@
 """Builds by a real Celery worker, with real mmdebstrap, into a real store."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -117,14 +118,18 @@ def test_a_worker_builds_a_version_and_its_steps_stream_into_rows(room: Room) ->
         assert "mmdebstrap" in under_way.command
         assert under_way.output
         assert under_way.finished_at is None
+        assert 0 < under_way.bytes_done <= under_way.bytes_total
+        assert re.fullmatch(r"\d+ of \d+ packages, [\d.]+ of [\d.]+ MB", under_way.progress)
         until(version, VersionStatus.READY)
     names = list(version.steps.values_list("name", flat=True))
     assert names == ["bootstrap", "configure", "hook-1", "finish", "list", "root", "plan", "home", "initrd", "store"]
     assert not version.steps.filter(finished_at=None).exists()
     assert not version.steps.filter(failed=True).exists()
+    packing, manifest = version.steps.get(name="root"), Manifest.load(room.store, version.digest)
+    assert packing.bytes_done == packing.bytes_total == manifest.unpacked_bytes
+    assert "%" not in packing.output, "its bar is not kept"
     hook = version.steps.get(name="hook-1")
     assert (hook.exit_code, hook.output.splitlines()[-1]) == (0, "the hook ran")
-    manifest = Manifest.load(room.store, version.digest)
     assert manifest == version.contents
     assert "tmux" in {package.name for package in manifest.packages}
     assert list(room.store.verify()) == []

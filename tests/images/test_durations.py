@@ -2,6 +2,7 @@
 
 from datetime import datetime, timedelta
 
+import pytest
 from django.utils import timezone
 
 from images import durations
@@ -62,6 +63,9 @@ def test_how_far_a_build_is_is_judged_by_the_last_one_of_its_kind(world: World) 
     assert durations.outlook(running) == durations.Outlook(0, 100, full)
     step = BuildStep.objects.create(version=running, number=1, name="bootstrap", title="x", done=1, total=2)
     assert durations.outlook(running) == durations.Outlook(30, 70, full)
+    step.bytes_done, step.bytes_total = 75, 100
+    step.save()
+    assert durations.outlook(running) == durations.Outlook(37, 62, full), "bytes count as packages do"
     step.finished_at = timezone.now()
     step.save()
     assert durations.outlook(running) == durations.Outlook(60, 40, full)
@@ -69,6 +73,28 @@ def test_how_far_a_build_is_is_judged_by_the_last_one_of_its_kind(world: World) 
         version=running, number=2, name="root", title="x", started_at=timezone.now() - timedelta(hours=1)
     )
     assert durations.outlook(running) == durations.Outlook(99, 1, full), "longer than the last time, and not at its end"
+
+
+@pytest.mark.parametrize(
+    ("counts", "words", "fraction"),
+    [
+        ((0, 0, 0, 0), "", 0.0),
+        ((34, 120, 0, 0), "34 of 120 packages", 34 / 120),
+        ((0, 1, 0, 0), "0 of 1 package", 0.0),
+        ((34, 120, 81_400_000, 230_000_000), "34 of 120 packages, 81 of 230 MB", (34 / 120 + 81.4 / 230) / 2),
+        ((0, 0, 360_000_000, 1_200_000_000), "0.4 of 1.2 GB", 0.36 / 1.2),
+        ((0, 0, 0, 45_000), "0 of 45 kB", 0.0),
+        ((0, 0, 999, 999), "999 of 999 B", 1.0),
+        ((7, 5, 9, 8), "7 of 5 packages, 9 of 8 B", 1.0),
+    ],
+)
+def test_a_step_says_how_far_it_is_in_packages_and_bytes(
+    counts: tuple[int, int, int, int], words: str, fraction: float
+) -> None:
+    done, total, bytes_done, bytes_total = counts
+    step = BuildStep(done=done, total=total, bytes_done=bytes_done, bytes_total=bytes_total)
+    assert step.progress == words
+    assert step.fraction == pytest.approx(fraction)
 
 
 def test_the_first_build_and_one_that_does_not_run_have_no_outlook(world: World) -> None:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from images.builder.chroot import apt, snapshot, trim
 from images.builder.chroot import sources as archives
+from images.builder.chroot.downloads import Apt as Downloads
 from images.builder.chroot.family import Package, Upgrade
 from images.builder.chroot.sources import sources
 from images.builder.errors import BuildError, RecipeError, refuse_unless
@@ -213,25 +214,32 @@ def _no_package(recipe: Recipe, name: str) -> str:
 
 
 class _Progress:
-    """Reads apt's and dpkg's lines: how many packages moved, which one apt does not know."""
+    """Reads apt's and dpkg's lines: how many bytes came and packages moved, which one apt does not know."""
 
     def __init__(self, run: Runner) -> None:
         self._run = run
-        self._done = 0
-        self._total = 0
+        self._moves = 0
+        self._packages = 0
+        self._downloads = Downloads()
         self.unknown = ""
         self.absent = ""  # a package to be removed that is not there
 
     def __call__(self, line: str) -> None:
         if match := _TO_INSTALL.search(line):
-            self._total += len(_MOVES) * (int(match[1]) + int(match[2]))
+            self._packages += int(match[1]) + int(match[2])
         elif line.startswith(_MOVES):
-            self._done += 1
-            self._run.step.progress(min(self._done, self._total), self._total)
+            self._moves += 1
+            self._tell()
+        elif self._downloads(line):
+            self._tell()
         elif match := _UNKNOWN.search(line):
             self.unknown = self.unknown or next(group for group in match.groups() if group)
         elif match := _NOT_INSTALLED.search(line):
             self.absent = self.absent or match["name"]
+
+    def _tell(self) -> None:
+        done = min(self._moves // len(_MOVES), self._packages)  # unpacked is half the way
+        self._run.step.progress(done, self._packages, self._downloads.done, self._downloads.total)
 
 
 def _stand_in(directory: Path, run: Runner) -> Path:

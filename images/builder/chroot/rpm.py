@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from images.builder.chroot import inside, rpmdb, trim
 from images.builder.chroot import snapshot as states
+from images.builder.chroot.downloads import Dnf as Downloads
 from images.builder.chroot.family import Package, Upgrade
 from images.builder.errors import RecipeError, refuse_unless
 from images.builder.run import CommandFailed, Runner
@@ -92,7 +93,6 @@ _NOT_CHECKED = re.compile(
     r"Package (\S+) is not signed|GPG key .* is not correct|Public key for (\S+) is not installed"
 )
 _NEWER = re.compile(r"(?m)^(\S+)\.\S+ +(\S+) +recipe-\d+ *$")  # game.noarch  2.0-1  recipe-1
-_DOWNLOADED = re.compile(r"\((\d+)/(\d+)\): ")
 _MOVED = re.compile(
     r" +(?:Installing|Upgrading|Downgrading|Reinstalling|Obsoleting|Erasing|Cleanup) +:.* (\d+)/(\d+) *$"
 )
@@ -240,10 +240,11 @@ def _dnf(tree: Path, verb: str, names: Sequence[str], run: Runner) -> None:
 
 
 class _Progress:
-    """Reads dnf's lines: how many packages moved, and what it stumbled over."""
+    """Reads dnf's lines: how many bytes came and packages moved, and what it stumbled over."""
 
     def __init__(self, run: Runner) -> None:
         self._run = run
+        self._downloads = Downloads()
         self._unknown: list[str] = []
         self._unreadable = ""
         self._script: tuple[str, str] | None = None
@@ -252,10 +253,9 @@ class _Progress:
 
     def __call__(self, line: str) -> None:
         if match := _MOVED.match(line):
-            done, total = int(match[1]), int(match[2])
-            self._run.step.progress(total + done, 2 * total)
-        elif match := _DOWNLOADED.match(line):
-            self._run.step.progress(int(match[1]), 2 * int(match[2]))
+            self._tell(int(match[1]), int(match[2]))
+        elif self._downloads(line):
+            self._tell(0, self._downloads.packages)
         elif line.startswith(" Problem") or (self._conflict and line.startswith("  - ")):
             self._conflict.append(line.strip(" -\n"))
         elif match := _UNKNOWN.search(line):
@@ -266,6 +266,9 @@ class _Progress:
             self._script = self._script or (match[1], match[2])
         elif _NOT_CHECKED.search(line):
             self._unsigned = self._unsigned or line.strip()
+
+    def _tell(self, done: int, total: int) -> None:
+        self._run.step.progress(done, total, self._downloads.done, self._downloads.total)
 
     def refuse(self, verb: str, repositories: str, error: CommandFailed | None) -> None:
         """Raise RecipeError for what was read. dnf goes on after some of it as if nothing had been."""
