@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('images', '0014_volatile_change'),
+        ('images', '0015_findings'),
     ]
 
     operations = [
