@@ -226,7 +226,7 @@ class ImageVersionAdmin(CanaryOrders, StorageOrders, OrderAdmin[ImageVersion]):
         context["classes"] = classes.filter(site=site) if site else classes
         context["contents"] = version.contents
         context["others"] = others_of(version) if version.contents else []
-        context |= finding_admin.findings_of(version)
+        context |= finding_admin.findings_of(version) | merge_admin.merges_of(version)
         context["layers"] = version.layers.select_related("layer").defer("manifest")
         context["releases"] = Release.objects.visible_to(actor(request)).filter(version=version, current=True)
         return super().render_change_form(request, context, *args, **kwargs)
@@ -336,4 +336,4 @@ class HomeTemplateAdmin(OrderAdmin[HomeTemplate]):
         return super().render_change_form(request, context, *args, **kwargs)
 
 
-from images import finding_admin, layer_admin  # noqa: E402, F401 - their pages are made of those above
+from images import finding_admin, layer_admin, merge_admin  # noqa: E402, F401 - their pages are made of those above

@@ -21,7 +21,7 @@ from django.utils import timezone
 from fleet import audit
 from fleet.exceptions import FleetError, WrongState
 from fleet.transitions import move
-from images import layers, signatures, volatility
+from images import layers, merges, signatures, volatility
 from images.builder import director
 from images.builder.errors import BuildError, DiskFull, RecipeError
 from images.builder.manifest import Manifest
@@ -30,6 +30,7 @@ from images.builder.store import Store
 from images.follower import Cancelled, Follower, OutOfTime
 from images.keeping import artefacts_in
 from images.layer_models import Step
+from images.merge_models import FileMerge
 from images.models import BuildStep, HomeTemplate, ImageVersion, Storage, VersionStatus
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,12 @@ def _build(version: ImageVersion, tell: Callable[[str], object], place: Path | N
         _fail(version, f"The build broke off by a fault of the server: {type(error).__name__}: {error}. See its log.")
         raise
     else:
-        _finish(version, manifest, volatility.compare(version, manifest, where.store))
+        _finish(
+            version,
+            manifest,
+            volatility.compare(version, manifest, where.store),
+            merges.find(version, manifest, where.store),
+        )
 
 
 def _unchanged(version: ImageVersion, recipe: Recipe, where: director.Context, follower: Follower) -> Manifest | None:
@@ -155,7 +161,9 @@ def _unchanged(version: ImageVersion, recipe: Recipe, where: director.Context, f
 
 
 @transaction.atomic
-def _finish(version: ImageVersion, manifest: Manifest, volatile_change: dict[str, Any] | None) -> None:
+def _finish(
+    version: ImageVersion, manifest: Manifest, volatile_change: dict[str, Any] | None, to_decide: list[FileMerge]
+) -> None:
     HomeTemplate.objects.get_or_create(
         image=version.image,
         sha256=manifest.home.sha256,
@@ -171,6 +179,7 @@ def _finish(version: ImageVersion, manifest: Manifest, volatile_change: dict[str
         volatile_change=volatile_change,
         finished_at=timezone.now(),
     )
+    FileMerge.objects.bulk_create(to_decide)
     audit.record("version.ready", version, site=version.image.site, actor=WORKER, digest=manifest.digest)
     layers.queue_all(version)
 

@@ -22,6 +22,7 @@ from images.layer_models import LayerBuild as LayerBuild
 from images.layer_models import LayerFile as LayerFile
 from images.layer_models import LayerStep as LayerStep
 from images.layer_models import Step
+from images.merge_models import FileMerge as FileMerge
 
 hex_digest = RegexValidator(r"^[0-9a-f]{64}$", "A SHA-256 digest in hex.")
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from images.builder import apart, initrd, layering, maintenance
+from images.builder import apart, initrd, layering, maintenance, squashfs
 from images.builder.change import Change
 from images.builder.chroot import furnish, inside, trim
 from images.builder.chroot.family import Upgrade
@@ -25,6 +25,7 @@ from images.builder.recipe import Hook, Recipe
 from images.builder.ruling import MIB, TOTAL_BYTES
 from images.builder.run import CommandFailed, Runner
 from images.builder.scratch import scratch, sweep
+from images.builder.sitefiles import Watch
 from images.builder.steps import Steps
 from images.builder.store import Store
 from images.builder.trees import Trees
@@ -86,6 +87,8 @@ def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
             "bootstrap", f"Install {family.title} {recipe.suite} and {_count(recipe.packages, 'package')}"
         ) as run:
             family.bootstrap(recipe, tree, run)
+            watch = Watch(tree, context.store)
+            watch.packages_are_done([*family.settings(tree, run), *(file.path for file in recipe.files)])
         epoch = trim.youngest_shipped(tree, started) if context.epoch is None else context.epoch
         files = (*recipe.files, *recipe.home_files)
         with build.step("configure", f"Put in {_count(files, 'file')}, make user {recipe.user}") as run:
@@ -95,8 +98,10 @@ def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
                 furnish.hook(hook, tree, run)
         with build.step("finish", "Make it a diskless client's") as run:
             packages = family.packages(tree, run)
+            site_files = watch.changed(ready)
             family.finish(tree, epoch)
-        packed = Packed(tree, recipe, packages, epoch, context.most_bytes, context.copied_bytes)
+        limits = (context.most_bytes, context.copied_bytes)
+        packed = Packed(tree, recipe, packages, epoch, *limits, site_files=site_files)
         manifest = pack(packed, ready, context.store, context.daemon, context.initrds, build.step)
         Trees(context.work).keep(manifest.root, tree, epoch)
     Trees(context.work).prune()
@@ -158,9 +163,15 @@ def derive_here(
         with ExitStack() as opened:
             with build.step("open", f"Open the root of {parent.digest[:12]}") as run:
                 layered = maintenance.open_root(opened, parent, recipe, context.store, trees, work, run)
+                watch, settings = Watch(tree, context.store, parent.site_files), family.settings(tree, run)
+                for path in settings.intersection(maintenance.changed(work) if place else ()):
+                    # Somebody changed it in there: what the package had is in the parent.
+                    watch.expect(path, squashfs.content(context.store.require(parent.root), path))
             if change.install or change.remove or change.upgrade:
                 with build.step("packages", f"Packages: {change}") as run:
                     family.change(recipe, tree, change, context.work / "apt", run)
+                    settings = family.settings(tree, run)
+            watch.packages_are_done([*settings, *(file.path for file in change.files)])
             if change.files:
                 with build.step("configure", f"Put in {_count(change.files, 'file')}"):
                     for file in change.files:
@@ -172,9 +183,10 @@ def derive_here(
                 packages = family.packages(tree, run)
                 shipped = trim.youngest_shipped(upper if layered else tree, started)
                 epoch = max(parent.epoch, shipped) if context.epoch is None else context.epoch
+                site_files = watch.changed(ready)
                 family.finish(tree, epoch)
             limits = (context.most_bytes, context.copied_bytes)
-            packed = Packed(tree, recipe, packages, epoch, *limits, parent.digest, change)
+            packed = Packed(tree, recipe, packages, epoch, *limits, parent.digest, change, site_files)
             manifest = pack(packed, ready, context.store, context.daemon, context.initrds, build.step)
         if layered:
             trees.keep_change(manifest.root, upper, parent.root, epoch)

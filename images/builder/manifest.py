@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from images.builder.chroot.family import Package
 from images.builder.recipe import canonical_json
+from images.builder.sitefiles import SiteFile
 from images.builder.store import Artefact, Store
 
 PARTS = ("kernel", "initrd", "root", "plan", "home")
@@ -34,6 +35,9 @@ class Manifest:
     epoch: int  # no time in the version is later (s)
     parent: str = ""  # digest of the version it was derived from
     change: Mapping[str, Any] | None = None  # what made it of that
+    site_files: Mapping[str, SiteFile] = field(
+        default_factory=dict
+    )  # by path: what packages ship and the site has changed
 
     @property
     def digest(self) -> str:
@@ -50,7 +54,10 @@ class Manifest:
         return {part: getattr(self, part) for part in PARTS}
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "packages": [list(asdict(package).values()) for package in self.packages]}
+        values = {**asdict(self), "packages": [list(asdict(package).values()) for package in self.packages]}
+        if not self.site_files:
+            del values["site_files"]  # as manifests were before there was such a thing: their digests stay
+        return values
 
     def to_json(self) -> bytes:
         """Canonical JSON: what the digest is of."""
@@ -61,6 +68,7 @@ class Manifest:
         """Read what `to_dict` gave."""
         values = dict(data)
         values.update({part: Artefact(**values[part]) for part in PARTS})
+        values["site_files"] = {path: SiteFile.from_dict(row) for path, row in data.get("site_files", {}).items()}
         values["packages"] = tuple(Package(*row) for row in values["packages"])
         return cls(**values)
 

@@ -6,9 +6,9 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from images.builder import initrd, rootplan, squashfs
@@ -20,6 +20,7 @@ from images.builder.manifest import PARTS, Manifest
 from images.builder.recipe import Recipe
 from images.builder.ruling import MIB, TOTAL_BYTES
 from images.builder.run import Runner
+from images.builder.sitefiles import SiteFile
 from images.builder.store import Store
 from images.builder.tree import listing
 from images.builder.verity import seal
@@ -45,6 +46,7 @@ class Packed:
     copied_bytes: int = TOTAL_BYTES
     parent: str = ""
     change: Change | None = None
+    site_files: Mapping[str, SiteFile] = field(default_factory=dict)
 
 
 def pack(packed: Packed, ready: Path, store: Store, daemon: Path, cache: Path, step: OpenStep) -> Manifest:
@@ -94,6 +96,7 @@ def pack(packed: Packed, ready: Path, store: Store, daemon: Path, cache: Path, s
             epoch=epoch,
             parent=packed.parent,
             change=packed.change.to_dict() if packed.change else None,
+            site_files=packed.site_files,
         )
         (ready / "manifest").write_bytes(manifest.to_json())
         store.put(ready / "manifest")

@@ -56,6 +56,12 @@ class Bar:
         return True
 
 
+def content(root: Path, path: str) -> bytes | None:
+    """What is in a regular file of the packed tree; None where it has none of that name."""
+    done = subprocess.run(["unsquashfs", "-cat", str(root), path.lstrip("/")], capture_output=True, check=False)
+    return done.stdout if done.returncode == 0 else None
+
+
 def files(root: Path, epoch: int) -> dict[str, str]:
     """Path to what can be told of it without reading it: type and mode, owner, size, time (to the minute), a link's target.
 

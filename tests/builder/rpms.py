@@ -173,7 +173,7 @@ Requires(post): bash
 %{{summary}}.
 %install
 mkdir -p %{{buildroot}}/etc
-echo "speed {version}" >%{{buildroot}}/etc/game.conf
+printf 'speed {version}\n\n\n\ncolour blue\n' >%{{buildroot}}/etc/game.conf
 %post
 # What a package script may expect: a /dev that is no disk's, and /proc.
 echo nothing >/dev/null && test -e /proc/self && test ! -e /dev/sda && echo {version} >/var/game-was-set-up

@@ -24,6 +24,7 @@ from images.builder.chroot.family import Upgrade
 from images.builder.director import Context, build, derive, pending
 from images.builder.errors import RecipeError
 from images.builder.manifest import Manifest
+from images.builder.merge3 import merge
 from images.builder.recipe import Hook, Recipe, RecipeFile
 from images.builder.run import Runner
 from images.builder.scratch import scratch
@@ -261,6 +262,29 @@ def test_a_version_is_derived_as_in_every_family(
     assert rpms.run("unsquashfs", "-cat", root, "etc/made") == "derived\n"
     assert derive(built[0].digest, recipe, wanted, context, Silent()) == derived
     assert Manifest.load(built[1], built[0].digest) == built[0]
+
+
+def test_a_file_that_the_site_and_an_upgrade_changed_stays_the_site_s_and_can_be_merged(
+    built: tuple[Manifest, Store, Silent], recipe: Recipe, repository: Path, tmp_path: Path
+) -> None:
+    store, path = built[1], "/etc/game.conf"
+    context = Context(tmp_path / "work", store, DAEMON)
+    ours, theirs = "speed 1.0\n\n\n\ncolour red\n", "speed 2.5\n\n\n\ncolour blue\n"
+    changed = Change.of(recipe, files=(RecipeFile(path, ours),))
+    first = derive(built[0].digest, recipe, changed, context, Silent())
+    base = store.require(first.site_files[path].original).read_text()
+    assert base == theirs.replace("2.5", "1.0")
+    rpms.rpm(rpms.GAME_SPEC.format(version="2.5"), repository)
+    rpms.index(repository)
+    second = derive(first.digest, recipe, Change.of(recipe, upgrade=True), context, Silent())
+    assert set(second.site_files) == {path}
+    file = second.site_files[path]
+    assert (store.require(file.original).read_text(), store.require(file.site).read_text()) == (theirs, ours)
+    assert file.upgraded
+    root = store.require(second.root)
+    assert rpms.run("unsquashfs", "-cat", root, path[1:]) == ours
+    assert "rpmnew" not in rpms.run("unsquashfs", "-l", root)
+    assert merge(ours, base, theirs) == ("speed 2.5\n\n\n\ncolour red\n", True)
 
 
 def test_what_the_repository_has_newer_is_pending(

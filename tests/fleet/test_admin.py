@@ -26,6 +26,7 @@ from fleet.roles import Role
 from images import findings
 from images.finding_models import FindingKind, FindingSource
 from images.findings import Found
+from images.merge_models import FileMerge
 from images.models import ImageFile, Layer
 from images.services import release
 from tests.agents.restores import make_restore
@@ -44,6 +45,7 @@ def everything(world: World) -> None:
     image = make_image(world.clubroom)
     version = make_version(image)
     make_layer_build(Layer.objects.create(image=image, slug="driver", name="Driver"), version)
+    FileMerge.objects.create(version=version, path="/etc/x", base="", package="y", merged="y")
     findings.note(version, FindingSource.CHECKED, [Found(FindingKind.UNIT, "x.service")])
     release(version, world.gamer, world.otto)
     make_restore(world, make_client(world.clubroom, client_class=world.gamer))

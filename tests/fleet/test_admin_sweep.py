@@ -21,6 +21,7 @@ from fleet.querysets import ScopedQuerySet, site_of
 from images import findings
 from images.finding_models import FindingKind, FindingSource
 from images.findings import Found
+from images.merge_models import FileMerge
 from images.models import HomeTemplate, Image, ImageFile, ImageHook, ImageVersion, Layer, LayerBuild, LayerFile, Release
 from images.services import release
 from tests.agents.restores import make_restore
@@ -54,6 +55,7 @@ def full_world(world: World) -> World:
     LayerFile.objects.create(layer=layer, path="/etc/X11/xorg.conf", content="x")
     version = make_version(image)
     make_layer_build(layer, version)
+    FileMerge.objects.create(version=version, path="/etc/x", base="", package="y", merged="y")
     findings.note(version, FindingSource.CHECKED, [Found(FindingKind.EROFS, "/etc/locked", "copy /etc/locked")])
     release(version, world.gamer, world.otto)
     make_restore(world, make_client(world.clubroom, client_class=world.gamer))

@@ -18,13 +18,14 @@ from images import findings
 from images.finding_models import Finding, FindingKind, FindingSource
 from images.findings import Found
 from images.layer_models import Layer, LayerBuild, LayerStatus
+from images.merge_models import FileMerge
 from images.models import ImageVersion, VersionStatus
 from tests.agents.restores import make_restore
 from tests.images.versions import make_image, make_version
 from tests.world import World, make_client, make_world, member
 
 OURS = [model for label in ("fleet", "images", "agents") for model in apps.get_app_config(label).get_models()]
-MOVING = [BootSession, Command, Finding, ImageVersion, LayerBuild]
+MOVING = [BootSession, Command, FileMerge, Finding, ImageVersion, LayerBuild]
 
 
 def test_a_status_moves_with_its_changes_and_is_read_back(world: World) -> None:
@@ -75,7 +76,7 @@ def test_of_four_who_move_a_row_at_the_same_moment_one_does(transactional_db: No
 
 @pytest.mark.parametrize("model", MOVING)
 def test_transitions_name_declared_statuses_only(
-    model: type[BootSession | Command | Finding | ImageVersion | LayerBuild],
+    model: type[BootSession | Command | FileMerge | Finding | ImageVersion | LayerBuild],
 ) -> None:
     declared = {value for value, _ in model._meta.get_field("status").choices or ()}
     assert set(model.TRANSITIONS) <= declared
@@ -97,6 +98,7 @@ def everything(world: World) -> None:
     )  # the newest: a ready one without its status breaks another rule, too
     layer = Layer.objects.create(image=image, slug="driver", name="Driver")
     LayerBuild.objects.create(layer=layer, version=failed, change={}, status=LayerStatus.FAILED)
+    FileMerge.objects.create(version=failed, path="/etc/x")
     findings.note(failed, FindingSource.CHECKED, [Found(FindingKind.UNIT, "x.service")])
     make_restore(world, client)
     Rollout.objects.create(client_class=world.gamer, reason="a newer version")

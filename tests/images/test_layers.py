@@ -145,7 +145,7 @@ def test_a_version_that_becomes_ready_has_its_layers_built(world: World, layer: 
     row = make_version(version.image, VersionStatus.BUILDING)
     made = version.contents
     assert made is not None
-    builds._finish(row, made, None)
+    builds._finish(row, made, None, [])
     queued = LayerBuild.objects.get()
     assert (queued.version, queued.status, queued.requested_by) == (row, LayerStatus.QUEUED, None)
     assert layers.waiting(row.pk) == [queued.pk]

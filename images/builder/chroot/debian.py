@@ -184,6 +184,18 @@ class Distribution:
             if status.startswith("ii") and name != STAND_IN
         )
 
+    def settings(self, tree: Path, run: Runner) -> frozenset[str]:
+        """dpkg's conffiles, as `Family.settings`."""
+        rows: list[list[str]] = []  # path, MD5, and perhaps "obsolete"
+
+        def note(line: str) -> bool:
+            rows.append(line.split())
+            return True  # hundreds, which nobody wants to read
+
+        argv = ["dpkg-query", f"--admindir={tree / 'var/lib/dpkg'}", "-W", "-f=${Conffiles}\n"]
+        run(argv, watch=note)
+        return frozenset(row[0] for row in rows if len(row) == 2 and row[0].startswith("/"))
+
     def finish(self, tree: Path, epoch: int) -> None:
         """Trim the tree, as `Family.finish`."""
         trim.trim(tree, epoch, LEAVINGS)

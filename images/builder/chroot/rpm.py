@@ -187,6 +187,19 @@ def packages(tree: Path, run: Runner) -> tuple[Package, ...]:
     return tuple(Package(*row) for row in rows if row[0] != "gpg-pubkey")
 
 
+def settings(tree: Path, run: Runner) -> frozenset[str]:
+    """rpm's %config files, as `Family.settings`."""
+    lines: list[str] = []
+
+    def note(line: str) -> bool:
+        lines.append(line.strip())
+        return True  # hundreds, which nobody wants to read
+
+    argv = ["rpm", "--root", str(tree.resolve()), *rpmdb.OPTIONS, "-qac"]
+    run(argv, watch=note)
+    return frozenset(line for line in lines if line.startswith("/"))
+
+
 def finish(tree: Path, epoch: int) -> None:
     """Trim the tree, as `Family.finish`, and settle its database of packages."""
     trim.trim(tree, epoch, LEAVINGS)
