@@ -37,7 +37,12 @@ class Root:
         parent = posixpath.dirname(path)
         while parent != "/" and parent not in self._files:
             path, parent = parent, posixpath.dirname(parent)
-        if parent == "/" or not self._files[parent].startswith("d"):
+        if self.is_volatile(parent):
+            return ""
+        named = any(
+            rule.path == parent for rule in self._rules
+        )  # it is shared on purpose: another rule would contradict
+        if named or parent == "/" or not self._files[parent].startswith("d"):
             return self._rule(Verb.COPY, path)
         if not any(other.startswith(f"{parent}/") for other in self._files):
             return self._rule(Verb.EMPTY, parent)

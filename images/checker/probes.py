@@ -48,18 +48,21 @@ def _events() -> Iterator[tuple[str, str]]:
     opened = "do_filp_open fd=%di:s32 path=+0(+0(%si)):string flags=+0(%dx):x32"
     yield f"p:c_open {opened} {_FIELDS}", f"flags & {_WRITING:#x}"
     yield "p:o_open do_filp_open flags=+0(%dx):x32", f"!(flags & {_WRITING:#x})"
-    yield _returns("open", "do_filp_open")
+    yield _returns("open", "do_filp_open", 64)  # a pointer, or what stands for an error
     for name, (function, descriptor, path) in _COPIED.items():
         yield f"p:c_{name} {function} fd={descriptor}:s32 path=+0(+0({path})):string {_FIELDS}", ""
-        yield _returns(name, function)
+        yield _returns(name, function, 32)
     for name, (descriptor, path) in _CALLS.items():
         at = f"fd={descriptor}:s32 " if descriptor else ""
         yield f"p:c_{name} __x64_sys_{name} {at}path=+0({path}):ustring {_FIELDS}", ""
-        yield _returns(name, f"__x64_sys_{name}")
+        yield _returns(name, f"__x64_sys_{name}", 64)
     yield f"p:chdir __x64_sys_chdir path=+0({_DI}):ustring", ""
     yield "p:fchdir __x64_sys_fchdir", ""
 
 
-def _returns(name: str, function: str) -> tuple[str, str]:
-    """More of them at once than the kernel's own guess: a call may wait for a disk that is a network."""
-    return f"r64:r_{name} {function} ret=$retval:s64", _REFUSED
+def _returns(name: str, function: str, bits: int) -> tuple[str, str]:
+    """Up to 64 calls at once, more than the kernel's own guess: each may wait for a disk that is a network.
+
+    ``bits``: how wide the function's result is; the rest of the register is not part of it.
+    """
+    return f"r64:r_{name} {function} ret=$retval:s{bits}", _REFUSED

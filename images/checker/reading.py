@@ -4,7 +4,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from posixpath import dirname
+from posixpath import basename, dirname
 
 from images.checker.boot import Report
 from images.checker.cure import Root
@@ -14,7 +14,10 @@ from images.findings import Found
 
 _MOST_NAMES = 3  # new files of one directory that are findings of their own
 _SAID = {"Read-only file system": FindingKind.EROFS, "Permission denied": FindingKind.EACCES}
-_PATH = re.compile(r"(?<![\w.…/])(/[^\s:;,'\"\u201c\u201d\u2018\u2019`()<>]+)")
+# "touch: cannot touch '/srv/x': Read-only file system", "[Errno 30] Read-only file system: '/srv/x'"
+_QUOTES = r"['\"`\u2018\u2019\u201c\u201d)]*"
+_NAME = r"(/[^\s:;,'\"\u201c\u201d\u2018\u2019`()<>]+)"
+_NAMED = {error: re.compile(rf"(?<![\w./]){_NAME}{_QUOTES}[:,]? {error}|{error}:? {_QUOTES}{_NAME}") for error in _SAID}
 _OURS = ("fleet-check.service", "fleet-agent.service")
 
 
@@ -74,8 +77,14 @@ def _journal(text: str) -> Iterator[tuple[FindingKind, str, str]]:
             continue
         who = entry.get("SYSLOG_IDENTIFIER") or entry.get("_COMM") or "?"
         for error, kind in _SAID.items():
-            if error in message and (path := _PATH.search(message.partition(error)[0])):
-                yield kind, path[1].rstrip("/."), f"{who} said: {message[:300]}"
+            if named := _NAMED[error].search(message):
+                yield kind, (named[1] or named[2]).rstrip("/."), f"{who} said: {message[:300]}"
+
+
+def _is_why(one: Found, said: list[str]) -> bool:
+    """Whether a line names this path, or its last part, and says that it is read-only: programs name it as they were told it."""
+    name = re.compile(rf"(?<![\w.-]){re.escape(basename(one.subject))}(?![\w.-])")
+    return bool(one.rule) and any("Read-only file system" in line and name.search(line) for line in said)
 
 
 def _units(report: Report, found: list[Found]) -> Iterator[Found]:
@@ -93,8 +102,7 @@ def _units(report: Report, found: list[Found]) -> Iterator[Found]:
         if unit in _OURS:
             continue
         text = "\n".join(lines)
-        rules = (one.rule for one in found if one.rule and re.search(re.escape(one.subject) + r"(?![\w/.-])", text))
-        yield Found(FindingKind.UNIT, unit, next(rules, ""), text)
+        yield Found(FindingKind.UNIT, unit, next((one.rule for one in found if _is_why(one, lines)), ""), text)
     state, *jobs = report.state.splitlines() or ["unknown"]
     for job in jobs if state in ("starting", "initializing") else []:
         fields = job.split()
