@@ -33,6 +33,16 @@ UNITS = {
     "scores.service": "[Service]\nType=oneshot\nExecStart=/bin/mkdir /usr/share/scores\n",
     "broken.service": "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'echo No coin in the slot.; exit 3'\n",
     "sealed.service": "[Service]\nType=oneshot\nProtectSystem=strict\nExecStart=/bin/sh -c 'echo x >> /var/lib/seal'\n",
+    # One of the user's own, which the user's session starts.
+    "tray-maker.service": """\
+[Unit]
+Before=systemd-user-sessions.service
+[Service]
+Type=oneshot
+ExecStart=/bin/mkdir -p /run/systemd/user/default.target.wants
+ExecStart=/bin/sh -c 'printf "[Service]\\\\nType=oneshot\\\\nExecStart=/usr/bin/touch /opt/tray\\\\n" >/run/systemd/user/tray.service'
+ExecStart=/bin/ln -s ../tray.service /run/systemd/user/default.target.wants/
+""",
     "fine.service": "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'echo x > /var/lib/fine'\n",
 }
 
@@ -81,6 +91,8 @@ def test_what_a_version_cannot_write_is_found_with_the_rule_that_cures_it(versio
         ("erofs", "/srv/ledger"): "empty /srv",
         ("erofs", "/usr/share/scores"): "copy /usr/share/scores",
         ("erofs", "/var/lib/seal"): "",
+        ("erofs", "/opt/tray"): "empty /opt",
+        ("unit", "tray.service of the user"): "empty /opt",
         ("unit", "keeper.service"): "empty /srv",
         ("unit", "scores.service"): "copy /usr/share/scores",
         ("unit", "sealed.service"): "",
@@ -95,8 +107,8 @@ def test_what_a_version_cannot_write_is_found_with_the_rule_that_cures_it(versio
     assert version.checked is not None
     assert {key: version.checked[key] for key in ("state", "found", "new", "untraced")} == {
         "state": "done",
-        "found": 7,
-        "new": 7,
+        "found": 9,
+        "new": 9,
         "untraced": [],
     }
 
