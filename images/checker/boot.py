@@ -59,9 +59,7 @@ class Report:
     journal: str
 
 
-def boot(
-    subject: Subject, patience_s: float = PATIENCE_S, settle_s: float = SETTLE_S, kvm: bool = machine.has_kvm()
-) -> Report:
+def boot(subject: Subject, patience_s: float = PATIENCE_S, settle_s: float = SETTLE_S, kvm: bool = False) -> Report:
     """Boot it and wait for its report. Raises CannotCheck, and SiteError where this server has no QEMU.
 
     With ``kvm`` the processor runs the guest itself, if a guest gets anywhere with it here; it is five times as fast.

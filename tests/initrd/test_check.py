@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -43,12 +44,21 @@ ExecStart=/bin/mkdir -p /run/systemd/user/default.target.wants
 ExecStart=/bin/sh -c 'printf "[Service]\\\\nType=oneshot\\\\nExecStart=/usr/bin/touch /opt/tray\\\\n" >/run/systemd/user/tray.service'
 ExecStart=/bin/ln -s ../tray.service /run/systemd/user/default.target.wants/
 """,
+    "spy.service": "[Service]\nExecStart=/run/fleet/bin/busybox timeout 5 /run/fleet/bin/busybox wget http://10.0.2.2:PORT/\n",
     "fine.service": "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'echo x > /var/lib/fine'\n",
 }
 
 
 @pytest.fixture
-def version(world: World, tmp_path: Path) -> Iterator[ImageVersion]:
+def service() -> Iterator[socket.socket]:
+    """What the host has on its loopback beside the checker: none of a checked PC's business."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        yield listening
+
+
+@pytest.fixture
+def version(world: World, tmp_path: Path, service: socket.socket) -> Iterator[ImageVersion]:
     """A whole Debian with the units above, which its initrd gives to systemd: no image is built for them."""
     manifest, built = built_image(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
@@ -62,25 +72,27 @@ def version(world: World, tmp_path: Path) -> Iterator[ImageVersion]:
             link = store.path(part.sha256)
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(built.path(part.sha256))
-        initrd = put(store, _with_units(built.path(manifest.initrd.sha256)))
+        initrd = put(store, _with_units(built.path(manifest.initrd.sha256), service.getsockname()[1]))
         changed: Manifest = replace(manifest, initrd=initrd)
         put(store, changed.to_json())
         yield make_version(make_image(world.clubroom), manifest=changed.to_dict())
 
 
-def _with_units(initrd: Path) -> bytes:
+def _with_units(initrd: Path, port: int) -> bytes:
     place, wants = "fleet/agent/units", "multi-user.target.wants"
     stream = BytesIO()
     with Archive(stream) as archive:
         for name in ("fleet", "fleet/agent", place, f"{place}/{wants}"):
             archive.directory(name)
         for name, text in UNITS.items():
-            archive.file(f"{place}/{name}", text.encode())
+            archive.file(f"{place}/{name}", text.replace("PORT", str(port)).encode())
             archive.symlink(f"{place}/{wants}/{name}", f"../{name}")
     return stream.getvalue() + initrd.read_bytes()
 
 
-def test_what_a_version_cannot_write_is_found_with_the_rule_that_cures_it(version: ImageVersion) -> None:
+def test_what_a_version_cannot_write_is_found_with_the_rule_that_cures_it(
+    version: ImageVersion, service: socket.socket
+) -> None:
     output = StringIO()
     with pytest.raises(SystemExit) as ended:
         call_command("image", "check", "gamer", "--version", "1", "--settle", "5", stdout=output)
@@ -97,18 +109,21 @@ def test_what_a_version_cannot_write_is_found_with_the_rule_that_cures_it(versio
         ("unit", "scores.service"): "copy /usr/share/scores",
         ("unit", "sealed.service"): "",
         ("unit", "broken.service"): "",
+        ("unit", "spy.service"): "",
     }, output.getvalue()
     assert rows["erofs", "/srv/ledger"].detail == "sh (open)"
     assert rows["erofs", "/usr/share/scores"].detail.startswith("mkdir (mkdir)")
     assert "sandbox" in rows["erofs", "/var/lib/seal"].detail
     assert "No coin in the slot." in rows["unit", "broken.service"].detail
     assert "copy /usr/share/scores" in output.getvalue()
+    with pytest.raises(BlockingIOError):  # the PC could not even knock
+        service.accept()
     version.refresh_from_db()
     assert version.checked is not None
     assert {key: version.checked[key] for key in ("state", "found", "new", "untraced")} == {
         "state": "done",
-        "found": 9,
-        "new": 9,
+        "found": 10,
+        "new": 10,
         "untraced": [],
     }
 
