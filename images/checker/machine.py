@@ -5,8 +5,10 @@ other services nor anything beyond it can be reached by what the image starts.
 """
 
 import os
+import pwd
 import shutil
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,19 +37,28 @@ class Machine:
             else ("-accel", "tcg,thread=multi", "-cpu", "max,erms=off,fsrm=off")
         )
         self._argv = [
-            *("setpriv", "--pdeathsig", "KILL", "--", _program(), "-name", "check"),
+            *("setpriv", "--pdeathsig", "KILL", *_as_nobody(), "--", _program(), "-name", "check"),
             *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-M", "q35", *accelerator),
             *("-smp", str(min(os.cpu_count() or 1, 2)), "-m", str(memory_mib)),
             *("-netdev", f"user,id=net0,restrict=on,guestfwd=tcp:{SERVER}:80-cmd:{_forward(port)}"),
             *("-device", f"virtio-net-pci,netdev=net0,mac={MAC}", "-device", "virtio-rng-pci", "-device", "VGA"),
-            *("-chardev", f"file,id=console,path={self._console}", "-serial", "chardev:console"),
-            *("-kernel", str(kernel), "-initrd", str(initrd), "-append", append),
+            *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console", "-append", append),
         ]
+        self._boots = {"-kernel": kernel, "-initrd": initrd}
 
     def __enter__(self) -> Self:
-        with self._log.open("wb") as log:
+        with ExitStack() as stack:
+            console, log = (stack.enter_context(path.open("wb")) for path in (self._console, self._log))
+            # By descriptor: who runs it may not enter the directories these are in.
+            opened = {option: stack.enter_context(path.open("rb")).fileno() for option, path in self._boots.items()}
+            boots = [word for option, number in opened.items() for word in (option, f"/dev/fd/{number}")]
             self._process = subprocess.Popen(
-                self._argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                [*self._argv, *boots],
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=log,
+                pass_fds=tuple(opened.values()),
+                start_new_session=True,
             )
         return self
 
@@ -73,6 +84,15 @@ class Machine:
 def has_kvm() -> bool:
     """Whether the kernel offers it. That a guest gets anywhere with it is another matter: in a virtual server it may not."""
     return os.access("/dev/kvm", os.R_OK | os.W_OK)
+
+
+def _as_nobody() -> list[str]:
+    """What a guest that breaks out would be: nobody, with no more than the use of KVM. (Only root can change into one.)"""
+    if os.geteuid() != 0:
+        return []
+    nobody = pwd.getpwnam("nobody")
+    groups = ["--groups", str(Path("/dev/kvm").stat().st_gid)] if has_kvm() else ["--clear-groups"]
+    return [*("--reuid", str(nobody.pw_uid), "--regid", str(nobody.pw_gid)), *groups, "--no-new-privs"]
 
 
 def _program() -> str:

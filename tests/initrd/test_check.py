@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import shutil
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -19,11 +22,13 @@ from images.builder.cpio import Archive
 from images.builder.manifest import Manifest
 from images.builder.store import Store
 from images.checker.boot import CannotCheck, Subject, boot
+from images.checker.machine import Machine
 from images.models import ImageVersion
 from tests.builder.images import built_image
 from tests.images.stored import flip_a_bit, put
 from tests.images.versions import make_image, make_version
 from tests.initrd.conftest import RECIPE
+from tests.services import wait_for
 from tests.world import World
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.build, pytest.mark.root]
@@ -152,3 +157,27 @@ def test_a_version_that_came_damaged_tells_why_it_does_not_boot(version: ImageVe
     artefacts = {manifest.root.sha256: paths["root"], manifest.plan.sha256: bent, manifest.home.sha256: paths["home"]}
     with pytest.raises(CannotCheck, match=r"gamer-1 does not boot: verify: digest-mismatch. The root plan of gamer-1"):
         boot(Subject("gamer-1", paths["kernel"], paths["initrd"], plan, artefacts), patience_s=120, kvm=False)
+
+
+def test_the_virtual_pc_runs_as_nobody_and_is_gone_when_it_is_left(tmp_path: Path) -> None:
+    manifest, built = built_image(RECIPE)
+    kernel, initrd = built.path(manifest.kernel.sha256), built.path(manifest.initrd.sha256)
+    with Machine(tmp_path, kernel, initrd, "console=ttyS0", 9, 256, kvm=False) as pc:
+        wait_for(
+            lambda: _uids_of("qemu-system-x86_64\0-name\0check") == {pwd.getpwnam("nobody").pw_uid}, "nobody's", 10
+        )
+        assert pc.running
+    assert _uids_of("qemu-system-x86_64\0-name\0check") == set()
+
+
+def _uids_of(command: str) -> set[int]:
+    """Of our children that were started by this command."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (
+                command in (process / "cmdline").read_text()
+                and f"PPid:\t{os.getpid()}\n" in (process / "status").read_text()
+            ):
+                found.add(process.stat().st_uid)
+    return found
