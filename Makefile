@@ -53,7 +53,7 @@ check: setup-test ## linters, types, imports, shell, templates, migrations, depl
 	ruff format --check .
 	mypy
 	lint-imports
-	shellcheck -x scripts/setup scripts/check-deploy .ci/run images/initrd/init images/initrd/mkroot images/initrd/mkroot-bind images/initrd/mkroot-overlay images/initrd/modprobe $$(git ls-files 'images/initrd/*.sh')
+	shellcheck -x scripts/setup scripts/check-deploy .ci/run images/initrd/init images/initrd/mkroot images/initrd/mkroot-bind images/initrd/mkroot-overlay images/initrd/modprobe images/checker/guest/trace images/checker/guest/report $$(git ls-files 'images/initrd/*.sh')
 	djade --check --target-version 5.2 $$(git ls-files 'templates/*.html')
 	@mkdir -p var # where the database would be: the history of one that cannot be opened is a warning
 	$(PYTHON) manage.py makemigrations --check --dry-run

@@ -14,14 +14,15 @@ from agents.daemon import protocol
 from agents.evidence import new_boot
 from agents.models import BootSession, BootToken, SessionStatus
 from agents.observing import locked, observe
-from agents.signing import public_keys, signify_keys
+from agents.signing import public_keys
 from fleet import audit
 from fleet.exceptions import WrongState
 from fleet.hardware import Adapter, parse_adapters
 from fleet.models import Admission, Client, ClientClass, ClientState, RootFetch, Site, token_hash
 from fleet.services import classify
+from fleet.signify import signify_keys
 from fleet.transitions import move
-from images import layers, releasing, signatures
+from images import bootplan, layers, releasing, signatures
 from images.builder.initrd import KERNEL_WORDS
 from images.models import Release
 
@@ -210,25 +211,16 @@ def boot_plan(form: Mapping[str, str]) -> str:
         client=client.pk,
         name=client.name,
         **{"class": client_class.slug},
-        version=release.version,
-        digest=release.version.digest,
-        root=manifest["root"]["sha256"],
-        root_bytes=manifest["root"]["bytes"],
-        root_hash=manifest["root_hash"],
-        root_blocks=manifest["root_blocks"],
+        **bootplan.of(release.version),
         check=client_class.root_check,
         # An initrd that knows no layers knows no such kind: it refuses, instead of booting without them.
         kind=f"{client_class.root_kind}{'+layers' if over else ''}",
         **({"layers": " ".join(build.plan_words() for build in over)} if over else {}),
         **_way(client_class, manifest["root"]["sha256"]),
-        plan=manifest["plan"]["sha256"],
-        plan_bytes=manifest["plan"]["bytes"],
         home=release.home.sha256,
         home_bytes=release.home.bytes,
         home_kind=client_class.home_kind,
         home_digest=release.home.tree_digest,
-        user=release.version.recipe["user"],
-        uid=release.version.recipe["uid"],
         tmpfs_percent=client_class.root_percent,
         home_percent=client_class.home_percent,
         command_keys=public_keys(settings.PUBLIC_KEYS, "command"),

@@ -16,6 +16,7 @@ DATA = env.path("FLEET_DATA", BASE_DIR / "var")
 STORE = env.path("FLEET_STORE", DATA / "store")
 UPLOADS = DATA / "uploads"  # archives of homes until a worker has packed them
 BUILD_WORK = env.path("FLEET_BUILD_WORK", DATA / "build")
+CHECK_KVM = env.flag("FLEET_CHECK_KVM", True)  # False where a guest stalls with KVM: checks then need not find out
 DAEMON = BASE_DIR / "agents" / "daemon"  # put into every initrd; named as a path so that images never imports agents
 PUBLIC_KEYS = env.path("FLEET_PUBLIC_KEYS", DATA / "keys")
 # The path of a private key is given only to the process that needs it: the sender, and the gateway.

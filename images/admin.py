@@ -176,7 +176,7 @@ class ImageAdmin(RuleWeights, OrderAdmin[Image]):
 
 @admin.register(ImageVersion)
 class ImageVersionAdmin(CanaryOrders, StorageOrders, OrderAdmin[ImageVersion]):
-    orders = ("release", "canary", "derive", "upgrades", "cancel", "retry", "forget", "archive", "restore")
+    orders = ("release", "canary", "derive", "upgrades", "check", "cancel", "retry", "forget", "archive", "restore")
     list_display = ["__str__", "image", "status", "requested_at", "requested_by", "reason"]
     list_filter = ["status", "image"]
     search_fields = ["image__slug", "image__name", "digest", "reason"]
@@ -240,6 +240,13 @@ class ImageVersionAdmin(CanaryOrders, StorageOrders, OrderAdmin[ImageVersion]):
     def order_upgrades(self, request: HttpRequest, version: ImageVersion) -> ImageVersion:
         services.look_for_upgrades(version, actor(request))
         self.message_user(request, "A worker looks for upgrades; reload this page in a moment.", messages.SUCCESS)
+        return version
+
+    def order_check(self, request: HttpRequest, version: ImageVersion) -> ImageVersion:
+        services.request_check(version, actor(request))
+        self.message_user(
+            request, "A worker boots it in a virtual PC; reload this page in some minutes.", messages.SUCCESS
+        )
         return version
 
     def order_derive(self, request: HttpRequest, version: ImageVersion) -> ImageVersion:

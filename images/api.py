@@ -118,10 +118,14 @@ class VersionDetailSerializer(VersionSerializer):
     manifest = serializers.JSONField()
     upgrades = serializers.JSONField()
     volatile_change = serializers.JSONField()
+    checked = serializers.JSONField()
 
     class Meta:
         model = ImageVersion
-        fields = [*VersionSerializer.Meta.fields, "recipe", "manifest", "upgrades", "volatile_change", "steps"]
+        fields = [
+            *VersionSerializer.Meta.fields,
+            *("recipe", "manifest", "upgrades", "volatile_change", "checked", "steps"),
+        ]
 
 
 class ReleaseSerializer(serializers.ModelSerializer[Release]):
@@ -352,6 +356,14 @@ class VersionViewSet(ScopedViewSet[ImageVersion]):
         """Have a worker look which packages have newer versions; `upgrades` of the version tells when it has."""
         version = self.get_object()
         services.look_for_upgrades(version, request.user)
+        return Response(VersionSerializer(version).data, status=status.HTTP_202_ACCEPTED)
+
+    @extend_schema(request=None, responses={202: VersionSerializer})
+    @action(detail=True, methods=["post"])
+    def check(self, request: Request, pk: str) -> Response:
+        """Have a worker boot it in a virtual PC; `checked` of the version tells when it has, its findings what it met."""
+        version = self.get_object()
+        services.request_check(version, request.user)
         return Response(VersionSerializer(version).data, status=status.HTTP_202_ACCEPTED)
 
     @extend_schema(responses={(200, "application/vnd.cyclonedx+json"): OpenApiTypes.OBJECT})

@@ -1,5 +1,7 @@
 """Findings: noted once however often they are met, and decided by a person, in one click."""
 
+from __future__ import annotations  # services.Actor: the check of a version, which services asks for, notes findings
+
 from collections.abc import Iterable
 from dataclasses import dataclass
 

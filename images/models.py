@@ -271,6 +271,7 @@ class ImageVersion(models.Model):
     upgrades = models.JSONField(
         null=True, editable=False, help_text="Packages with newer versions (images/upgrades.py)."
     )
+    checked = models.JSONField(null=True, editable=False, help_text="The last check (images/checking.py).")
     volatile_change = models.JSONField(
         null=True, editable=False, help_text="Volatile files against the version before (images/volatility.py)."
     )

@@ -18,7 +18,7 @@ from fleet.querysets import ScopedQuerySet, site_of
 from fleet.queue import enqueue
 from fleet.roles import Right
 from fleet.transitions import move
-from images import keeping, layers, quota, room, signatures, tasks
+from images import checking, keeping, layers, quota, room, signatures, tasks
 from images.builder.change import Change
 from images.builder.errors import RecipeError
 from images.builder.recipe import Recipe
@@ -158,6 +158,22 @@ def look_for_upgrades(version: ImageVersion, actor: Actor) -> None:
     """Send for a worker that looks which packages of a ready version have newer ones. It changes nothing, so it is not audited."""
     may_change(version, actor)
     enqueue(tasks.look_for_upgrades, version.pk)
+
+
+@transaction.atomic
+def request_check(version: ImageVersion, actor: Actor) -> None:
+    """Send for a worker that boots a ready version in a virtual PC; its findings appear with the version.
+
+    Raises Forbidden, and WrongState for a version that is not there as it was built, or is being checked already.
+    """
+    may_change(version, actor)
+    version.refresh_from_db(fields=["checked"])  # under the lock of may_change
+    if checking.is_under_way(version):
+        raise WrongState(f"{version} is being checked already.", hint="Wait for its end, or look at its findings.")
+    version.checked = checking.asked()
+    version.save(update_fields=["checked"])
+    audit.record("version.check-requested", version, site=version.image.site, actor=actor)
+    enqueue(tasks.check, version.pk)
 
 
 @transaction.atomic

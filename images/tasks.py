@@ -2,7 +2,7 @@
 
 from celery import shared_task
 
-from images import builds, collecting, homebuilds, layerbuilds, layers, upgrades
+from images import builds, checking, collecting, homebuilds, layerbuilds, layers, upgrades
 
 
 @shared_task
@@ -52,6 +52,12 @@ def look_for_all_upgrades() -> None:
     """Send for a look at each version that classes boot."""
     for version in upgrades.due():
         look_for_upgrades.delay(version)
+
+
+@shared_task
+def check(version: int) -> None:
+    """Boot the version with this primary key in a virtual PC and note what it met."""
+    checking.check(version)
 
 
 @shared_task

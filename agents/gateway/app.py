@@ -26,10 +26,11 @@ from agents.gateway.parking import Attendant, Parking
 from agents.models import BootSession, Command, CommandStatus, SessionStatus
 from agents.schedule import GATEWAY_UP
 from agents.sending import CHANNEL
-from agents.signing import public_keys, signify
+from agents.signing import public_keys
 from fleet import metrics as monitor
 from fleet.exceptions import FleetError
 from fleet.models import token_hash
+from fleet.signify import signify
 from fleet.signing import Signer
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from agents.daemon import protocol
-from agents.signing import signify, signify_key
+from fleet.signify import signify, signify_key
 from fleet.signing import Signer
 from images.builder.manifest import Manifest
 from images.builder.recipe import Hook, Recipe, RecipeFile

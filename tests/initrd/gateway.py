@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from agents.signing import signify, signify_keys
+from fleet.signify import signify, signify_keys
 from fleet.signing import Signer, make_keys
 from images.builder.verity import Verity
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.signing import signify, signify_keys
+from fleet.signify import signify, signify_keys
 from fleet.signing import Signer, make_keys
 from images.builder.initrd import APPLETS, SCRIPTS
 from images.builder.verity import Verity

@@ -1,4 +1,4 @@
-"""Builds and changes versions from a terminal: build, shell (a maintenance shell in a version's chroot), replay (of a failed build), sign."""
+"""Builds and changes versions from a terminal: build, shell (a maintenance shell in a version's chroot), replay (of a failed build), sign, check."""
 
 from pathlib import Path
 from typing import Any
@@ -7,15 +7,17 @@ from django.contrib.auth.models import User
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from fleet.exceptions import OperatorError
-from images import builds, services, signatures
+from images import builds, checking, services, signatures
 from images.builder import director, maintenance
 from images.builder.__main__ import Terminal
 from images.builder.errors import BuildError
 from images.builder.recipe import Recipe
 from images.builder.scratch import scratch
+from images.checker.boot import PATIENCE_S, SETTLE_S
 from images.models import Image, ImageVersion, VersionStatus
 
 _SHOWN = 40  # changed files
+_SAID = 4  # lines of a finding
 
 
 class Command(BaseCommand):
@@ -47,6 +49,16 @@ class Command(BaseCommand):
         sign.add_argument("version", help="such as gamer-3")
         sign.add_argument("--as", dest="person", required=True, help="the user name of the person who vouches for it")
         sign.add_argument("--reason", default="")
+        check = actions.add_parser(
+            "check",
+            help="boot a version in a virtual PC: what cannot be written, what fails. Exit code 1: something; 2: not checked",
+        )
+        check.add_argument(
+            "image", help="the slug of the image (its newest ready version) or a version, such as gamer-3"
+        )
+        check.add_argument("--version", type=int, dest="number", help="the number of the version")
+        check.add_argument("--seconds", type=int, default=PATIENCE_S, help="how long the boot may take")
+        check.add_argument("--settle", type=int, default=SETTLE_S, help="seconds to look on once it is up")
 
     def handle(self, *args: Any, action: str, **options: Any) -> None:
         if action == "build":
@@ -55,6 +67,10 @@ class Command(BaseCommand):
             self._shell(options["image"], options["person"], options["reason"], options["keep"])
         elif action == "sign":
             self._sign(_version(options["version"]), _person(options["person"]), options["reason"])
+        elif action == "check":
+            name, number = options["image"], options["number"]
+            version = _version(f"{name}-{number}") if number else _newest(name) or _version(name)
+            self._check(version, options["seconds"], options["settle"])
         else:
             self._replay(options["version"])
 
@@ -112,6 +128,31 @@ class Command(BaseCommand):
         except (OperatorError, BuildError) as error:
             raise CommandError(str(error)) from error
         self.stdout.write(f"{version} is signed: {version.signature.partition(':')[0]}")
+
+    def _check(self, version: ImageVersion, patience_s: int, settle_s: int) -> None:
+        """As a worker would. Ends the program with 1 when there are findings."""
+        if version.status != VersionStatus.READY:
+            raise CommandError(f"{version} is {version.get_status_display().lower()}, not ready.", returncode=2)
+        self.stdout.write(f"{version} boots in a virtual PC; that takes some minutes.")
+        found = checking.check(version.pk, patience_s, settle_s)
+        version.refresh_from_db()
+        if found is None:
+            why = (version.checked or {}).get("failure") or "it is being checked already, or not kept as files"
+            raise CommandError(f"{version} was not checked: {why}", returncode=2)
+        if untraced := (version.checked or {}).get("untraced"):
+            self.stdout.write(
+                f"Its kernel does not note these calls, so they are seen in logs only: {', '.join(untraced)}."
+            )
+        if not found:
+            self.stdout.write("Nothing: all that is written can be written, no unit fails.")
+            return
+        rows = [("what", "where", "rule"), *((one.kind.value, one.subject, one.rule or "none known") for one in found)]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        for row, one in zip(rows, (None, *found), strict=True):
+            self.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+            for line in one.detail.splitlines()[:_SAID] if one else []:
+                self.stdout.write(f"    {line}")
+        raise SystemExit(1)
 
     def _replay(self, name: str) -> None:
         version = _version(name)
