@@ -1,13 +1,12 @@
 """The volatile rule that would let a path be written: the smallest one that does."""
 
-import fnmatch
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
 
 from images.builder.errors import RecipeError
-from images.builder.rootplan import LIMIT_BYTES
-from images.builder.volatile import MOUNT_POINTS, SHARE, Rule, Verb
+from images.builder.ruling import LIMIT_BYTES
+from images.builder.volatile import MOUNT_POINTS, SHARE, Rule, Verb, verb_of
 
 SMALL_BYTES = 1 << 20  # a directory up to this size is copied whole
 _SIZE = re.compile(r"-\S+ \S+ (\d+)")
@@ -50,15 +49,8 @@ class Root:
         return self._rule(Verb.COPY, parent if whole else path)
 
     def is_volatile(self, path: str) -> bool:
-        """Whether a rule has it in the client's memory; the longest path decides."""
-        parts = path.strip("/").split("/")
-        for depth in range(len(parts), 0, -1):
-            above = parts[:depth]
-            for rule in reversed(self._rules):
-                wanted = rule.path.strip("/").split("/")
-                if len(wanted) == depth and all(map(fnmatch.fnmatchcase, above, wanted)):
-                    return rule.verb is not Verb.SHARE
-        return False
+        """Whether a rule has it in the client's memory."""
+        return verb_of(self._rules, path) is not Verb.SHARE
 
     def _below(self, top: str) -> int:
         """Bytes of the files at ``top`` and in it."""
