@@ -30,7 +30,7 @@ _CHECK = "fleet/agent/check"
 _UNITS = "fleet/agent/units"  # images/initrd/handover.sh gives these to systemd
 _BASE_MIB = 1024
 _STALLED_S = 30  # a client asks for its boot plan within four seconds of KVM
-_MOST_TRACE = 512 << 20  # bytes, unpacked
+_MOST_TRACE = 128 << 20  # bytes, unpacked
 
 
 class CannotCheck(BuildError):

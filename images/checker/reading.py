@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from posixpath import basename, dirname
 
 from images.checker.boot import Report
@@ -34,7 +35,13 @@ def findings(report: Report, root: Root) -> list[Found]:
         Found(FindingKind(kind), path, _rule(kind, path, root), _detail(kind, path, who, root))
         for (kind, path), who in sorted(_gathered(met).items(), key=lambda item: -item[1].total())
     ]
-    return found + list(_units(report, found))
+    found += _units(report, found)
+    return [replace(one, subject=_readable(one.subject), detail=_readable(one.detail)) for one in found]
+
+
+def _readable(text: str) -> str:
+    """A PC may send anything; what no screen shows, no database need take."""
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def _gathered(met: dict[tuple[str, str], Counter[str]]) -> dict[tuple[str, str], Counter[str]]:

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from fleet.exceptions import Forbidden, WrongState
 from fleet.models import AuditEntry
-from images import checking, services
+from images import builds, checking, services
 from images.builder import rootplan
 from images.builder.store import Store
 from images.builder.tree import Entry
@@ -24,7 +24,10 @@ from images.checker.cure import Root
 from images.checker.probes import probes
 from images.checker.reading import findings
 from images.checker.trace import Refused, refused
+from images.finding_models import FindingSource
+from images.findings import note
 from images.models import ImageVersion, VersionStatus
+from tests.api import call
 from tests.images.stored import store as store
 from tests.images.stored import stored_version
 from tests.images.versions import make_image, make_version
@@ -184,6 +187,13 @@ def test_what_was_logged_is_found_without_a_trace() -> None:
     assert found[1].detail.startswith("game said: OSError")
 
 
+def test_what_cannot_be_shown_is_replaced(version: ImageVersion) -> None:
+    said = '{"MESSAGE": "touch /srv/\\u0000\\ud800x: Read-only file system", "_COMM": "\\u001b[2J"}'
+    found = findings(report(journal=said, units="system \x07.service\n    \0\n"), ROOT)
+    assert note(version, FindingSource.CHECKED, found) == 2
+    assert {row.subject for row in version.findings.all()} == {"/srv/\ufffd\ufffdx", "\ufffd.service"}
+
+
 def test_a_failed_unit_has_the_rule_that_would_cure_it_and_what_it_said() -> None:
     units = (
         "system box.service\n    sh: 1: cannot create a b: Read-only file system\n    Failed\n"
@@ -280,3 +290,22 @@ def test_the_page_of_a_version_asks_for_a_check_and_shows_how_the_last_one_ended
     outcome = {"state": "failed", "at": "2026-11-24T02:00:00+00:00", "failure": "It panicked <here>."}
     ImageVersion.objects.filter(pk=version.pk).update(checked=outcome)
     assert "It panicked &lt;here&gt;." in client.get(page).content.decode()
+
+
+def test_a_check_is_asked_for_over_the_api(world: World, version: ImageVersion) -> None:
+    assert call(world.mallory, f"versions/{version.pk}/check/", {})[0] == 404
+    assert call(world.vera, f"versions/{version.pk}/check/", {})[0] == 202
+    assert call(world.vera, f"versions/{version.pk}/")[1]["checked"]["state"] == "asked"
+    assert call(world.vera, f"versions/{version.pk}/check/", {})[0] == 409
+    shared = make_version(make_image(None, "shared"))
+    assert call(world.vera, f"versions/{shared.pk}/check/", {})[0] == 403
+
+
+def test_two_workers_do_not_check_one_version_at_once(version: ImageVersion) -> None:
+    with builds.held(f"check-{version.pk}"):
+        assert checking.check(version.pk) is None
+        with pytest.raises(CommandError, match="is being checked already") as ended:
+            call_command("image", "check", "gamer-1")
+    assert ended.value.returncode == 2
+    version.refresh_from_db()
+    assert version.checked is None
