@@ -22,7 +22,7 @@ from fleet.models import Admission, Client, ClientClass, ClientState, RootFetch,
 from fleet.services import classify
 from fleet.signify import signify_keys
 from fleet.transitions import move
-from images import bootplan, layers, releasing, signatures
+from images import bootplan, layers, releasing, signatures, starting
 from images.builder.initrd import KERNEL_WORDS
 from images.models import Release
 
@@ -86,7 +86,8 @@ def client_script(query: Mapping[str, str]) -> str:
     release = _release_to_start(client)
     if release is None:
         return _again(f"No version is released at {client.site} yet.", slug)
-    if why := signatures.fault(release.version):
+    if why := signatures.fault(release.version) or starting.fault(release.version):
+        observe(client, ClientState.BOOTING, trouble=f"start: {release.version} is not started: {why}."[:400])
         return _again(f"{release.version} is not started: {why}.", slug)
     manifest = release.version.manifest
     assert manifest is not None

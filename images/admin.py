@@ -14,7 +14,7 @@ from django.views.decorators.http import require_POST
 
 from fleet.admin.guarded import actor, page_of
 from fleet.admin.scoped import ScopedAdmin
-from fleet.exceptions import OperatorError
+from fleet.exceptions import FleetError, OperatorError
 from fleet.models import ClientClass
 from fleet.roles import Right
 from images import durations, homes, quota, releasing, services
@@ -52,7 +52,7 @@ class OrderAdmin(ScopedAdmin[M]):
         give: Callable[[HttpRequest, M], models.Model] = getattr(self, f"order_{order.replace('-', '_')}")
         try:
             return HttpResponseRedirect(page_of(give(request, row)))
-        except OperatorError as error:
+        except FleetError as error:  # of the server, too: whoever clicked can tell somebody what it lacks
             self.message_user(request, str(error), messages.ERROR)
             return HttpResponseRedirect(page_of(row))
 

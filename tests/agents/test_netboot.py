@@ -29,9 +29,11 @@ from fleet.models import (
     UnknownHardware,
 )
 from fleet.signing import make_keys
-from images.models import Release
+from images.builder.store import Store
+from images.models import HomeTemplate, Release
 from tests.agents.boots import ATI, CIRRUS, KERNEL, form, make_release, plan_of, token_of
-from tests.images.versions import make_manifest
+from tests.images.stored import flip_a_bit, paths, stored_version
+from tests.images.versions import make_image, make_manifest
 from tests.services import PROJECT
 from tests.world import World, make_client
 
@@ -492,6 +494,25 @@ def test_a_client_that_is_not_in_service_waits_and_keeps_its_token(client: Clien
         assert "pc-01" in said["reason"]
     Client.objects.update(admission=Admission.IN_SERVICE)
     assert plan(token)["action"] == "boot"
+
+
+@pytest.mark.parametrize("part", ["kernel", "initrd"])
+def test_a_damaged_kernel_or_initrd_is_not_sent_and_the_board_says_so(
+    world: World, client: Client, settings: Settings, tmp_path: Path, part: str
+) -> None:
+    settings.STORE = tmp_path / "store"
+    store = Store(settings.STORE)
+    version = stored_version(make_image(client.site, "stored"), store)
+    home = HomeTemplate.objects.get(image=version.image)
+    Release.objects.update(current=False)
+    Release.objects.create(client_class=world.gamer, version=version, home=home)
+    assert "/store/" in netboot.client_script({"mac": MAC})
+    flip_a_bit(paths(store, version)[part])
+    script = netboot.client_script({"mac": MAC})
+    assert f"stored-1 is not started: its {part} is damaged in the store." in script
+    assert "/store/" not in script
+    client.refresh_from_db()
+    assert f"its {part} is damaged" in client.trouble
 
 
 def test_a_version_that_no_trusted_builder_signed_is_not_started(client: Client, keys: Path) -> None:
