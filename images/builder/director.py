@@ -88,7 +88,7 @@ def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
         ) as run:
             family.bootstrap(recipe, tree, run)
             watch = Watch(tree, context.store)
-            watch.packages_are_done([*family.settings(tree, run), *(file.path for file in recipe.files)])
+            watch.packages_are_done([*family.settings(tree), *(file.path for file in recipe.files)])
         epoch = trim.youngest_shipped(tree, started) if context.epoch is None else context.epoch
         files = (*recipe.files, *recipe.home_files)
         with build.step("configure", f"Put in {_count(files, 'file')}, make user {recipe.user}") as run:
@@ -163,14 +163,14 @@ def derive_here(
         with ExitStack() as opened:
             with build.step("open", f"Open the root of {parent.digest[:12]}") as run:
                 layered = maintenance.open_root(opened, parent, recipe, context.store, trees, work, run)
-                watch, settings = Watch(tree, context.store, parent.site_files), family.settings(tree, run)
+                watch, settings = Watch(tree, context.store, parent.site_files), family.settings(tree)
                 for path in settings.intersection(maintenance.changed(work) if place else ()):
                     # Somebody changed it in there: what the package had is in the parent.
                     watch.expect(path, squashfs.content(context.store.require(parent.root), path))
             if change.install or change.remove or change.upgrade:
                 with build.step("packages", f"Packages: {change}") as run:
                     family.change(recipe, tree, change, context.work / "apt", run)
-                    settings = family.settings(tree, run)
+                    settings = family.settings(tree)
             watch.packages_are_done([*settings, *(file.path for file in change.files)])
             if change.files:
                 with build.step("configure", f"Put in {_count(change.files, 'file')}"):

@@ -82,7 +82,7 @@ class Family(Protocol):
     def packages(self, tree: Path, run: Runner) -> tuple[Package, ...]:
         """What is installed in the tree, sorted by name."""
 
-    def settings(self, tree: Path, run: Runner) -> frozenset[str]:
+    def settings(self, tree: Path) -> frozenset[str]:
         """Absolute paths of the files that packages ship for sites to edit (conffiles, %config)."""
 
     def finish(self, tree: Path, epoch: int) -> None:
