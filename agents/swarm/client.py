@@ -34,6 +34,7 @@ class Player:
         self._skew_ms = self._dice.uniform(-nature.skew_s, nature.skew_s) * 1000
         self._wire = Wire(*address)
         self._failures = 0
+        self._interrupted = False  # by a boot, which is how its last command ended
         self._new_boot()
 
     def _new_boot(self) -> None:
@@ -99,6 +100,8 @@ class Player:
         self._keys = protocol.parse_keys(plan["command_keys"])
         self._wire.headers = {"Authorization": f"Bearer {plan['bearer']}", "Content-Type": "application/json"}
         self._ledger.boots += 1
+        self._ledger.settled += self._interrupted
+        self._interrupted = False
 
     # What the daemon does
 
@@ -133,6 +136,7 @@ class Player:
             for key, one in batch:
                 if self._unsent.get(key) is one:
                     del self._unsent[key]
+                    self._ledger.settled += one["state"] != protocol.ACCEPTED
                     if taken := self._taken.pop(key, None):
                         taken.set()
             for entry in _json(answer).get("rejected", []):
@@ -209,7 +213,7 @@ class Player:
         """Pull the plug and boot anew."""
         if self._opened:
             self._ledger.connected -= 1
-        poll = self._poll
+        poll, self._interrupted = self._poll, True
         self._wire.close()
         self._new_boot()
         if poll:

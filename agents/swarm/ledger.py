@@ -17,6 +17,7 @@ class Ledger:
     effects: Counter[str] = field(default_factory=Counter)
     cycles: set[str] = field(default_factory=set)  # those whose home was restored
     troubles: Counter[str] = field(default_factory=Counter)
+    settled: int = 0  # commands of which the server has the end
     connected: int = 0
     boots: int = 0
     cold_start_s: float = 0.0  # from the first switched on to the last connected

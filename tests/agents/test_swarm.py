@@ -54,7 +54,18 @@ def swarm(room: Room, verb: Verb, **options: Any) -> tuple[dict[str, float], str
     try:
         call_command(
             "swarm",
-            *("--clients", str(CLIENTS), "--site", room.world.clubroom.slug, "--gateway", room.gate.url),
+            *(
+                "--clients",
+                str(CLIENTS),
+                "--commands",
+                str(CLIENTS),
+                "--seconds",
+                "90",
+                "--site",
+                room.world.clubroom.slug,
+                "--gateway",
+                room.gate.url,
+            ),
             *(word for name, value in options.items() for word in (f"--{name}", str(value))),
             stdout=output,
             stderr=StringIO(),
@@ -67,7 +78,7 @@ def swarm(room: Room, verb: Verb, **options: Any) -> tuple[dict[str, float], str
 
 
 def test_all_are_cycled_once_and_each_restore_has_its_row(room: Room) -> None:
-    found, _ = swarm(room, Verb.CYCLE, seconds=8, delay=0.2)
+    found, _ = swarm(room, Verb.CYCLE, delay=0.2)
     assert (found["commands"], found["succeeded"], found["boots"]) == (CLIENTS, CLIENTS, CLIENTS)
     assert found["lost"] == found["twice"] == found["unaudited"] == 0
     assert 0 < found["accepted_p50_s"] <= found["accepted_p99_s"] <= found["recorded_s"]
@@ -75,7 +86,7 @@ def test_all_are_cycled_once_and_each_restore_has_its_row(room: Room) -> None:
 
 
 def test_clients_that_misbehave_lose_nothing_and_do_nothing_twice(room: Room) -> None:
-    found, printed = swarm(room, Verb.CYCLE, seconds=12, duplicate=0.5, drop=0.2, fail=0.3, reboot=0.2, skew=300)
+    found, printed = swarm(room, Verb.CYCLE, duplicate=0.5, drop=0.2, fail=0.3, reboot=0.2, skew=300)
     assert found["commands"] == CLIENTS
     assert found["succeeded"] < CLIENTS
     assert found["boots"] > CLIENTS
@@ -84,7 +95,7 @@ def test_clients_that_misbehave_lose_nothing_and_do_nothing_twice(room: Room) ->
 
 
 def test_a_restart_is_proved_by_the_boot_that_follows(room: Room) -> None:
-    found, _ = swarm(room, Verb.RESTART, seconds=8, delay=0.1)
+    found, _ = swarm(room, Verb.RESTART, delay=0.1)
     assert (found["succeeded"], found["boots"]) == (CLIENTS, 2 * CLIENTS)
     assert found["lost"] == found["twice"] == 0
 

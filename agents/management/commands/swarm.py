@@ -30,6 +30,7 @@ class Command(BaseCommand):
         parser.add_argument("--site", required=True, help="its slug")
         parser.add_argument("--gateway", default=settings.GATEWAY_URL, help="default: FLEET_GATEWAY_URL")
         parser.add_argument("--seconds", type=float, default=60, help="how long they live once all are connected")
+        parser.add_argument("--commands", type=int, default=0, help="end earlier, when so many have ended; 0: never")
         parser.add_argument("--rate", type=float, default=500, help="how many are switched on a second")
         parser.add_argument("--seed", type=int, default=1)
         for rate in RATES:
@@ -77,10 +78,12 @@ class Command(BaseCommand):
             ledger.cold_start_s = time.monotonic() - began
             self.stderr.write(f"{ledger.connected} of {number} connected after {ledger.cold_start_s:.1f} s")
             end = time.monotonic() + options["seconds"]
-            while time.monotonic() < end:
-                await asyncio.sleep(min(5.0, max(0.0, end - time.monotonic())))
-                done = sum(ledger.effects.values())
-                self.stderr.write(f"{ledger.connected} connected, {done} commands carried out")
+            told = time.monotonic()
+            while time.monotonic() < end and not 0 < options["commands"] <= ledger.settled:
+                await asyncio.sleep(0.1)
+                if time.monotonic() > told + 5:
+                    told = time.monotonic()
+                    self.stderr.write(f"{ledger.connected} connected, {ledger.settled} commands have ended")
         finally:
             for life in lives:
                 life.cancel()
