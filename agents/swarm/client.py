@@ -1,0 +1,235 @@
+"""One client of a swarm: boots as an initrd does, then lives as the daemon does."""
+
+import asyncio
+import json
+import time
+import uuid
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlencode
+
+from agents.daemon import protocol
+from agents.daemon.link import CAP_S
+from agents.swarm.ledger import PREFIX, Ledger
+from agents.swarm.nature import Nature
+from agents.swarm.wire import Away, Wire
+
+ADAPTER = "0000:00:02.0,1013:00b8,1af4:1100,030000"
+
+
+def mac_of(number: int) -> str:
+    """The MAC of a swarm's client."""
+    return PREFIX + ":".join(f"{number >> shift & 255:02x}" for shift in (24, 16, 8, 0))
+
+
+class Player:
+    """One of them; ``kernel`` is the one it says it has loaded."""
+
+    def __init__(
+        self, number: int, site: str, address: tuple[str, int], kernel: str, nature: Nature, seed: int, ledger: Ledger
+    ) -> None:
+        self.mac, self._kernel = mac_of(number), kernel
+        self._site, self._nature, self._ledger = site, nature, ledger
+        self._dice = nature.random_of(seed, number)
+        self._skew_ms = self._dice.uniform(-nature.skew_s, nature.skew_s) * 1000
+        self._wire = Wire(*address)
+        self._failures = 0
+        self._interrupted = False  # by a boot, which is how its last command ended
+        self._new_boot()
+
+    def _new_boot(self) -> None:
+        self.boot = str(uuid.UUID(int=self._dice.getrandbits(128), version=4))
+        self.plan: dict[str, str] = {}
+        self._keys: dict[str, bytes] = {}
+        self._opened, self._offset_ms, self._sequence = False, 0.0, 0
+        self._state = protocol.READY
+        self._reports: dict[str, dict[str, Any]] = {}
+        self._unsent: dict[str, dict[str, Any]] = {}
+        self._taken: dict[str, asyncio.Event] = {}  # acceptances that the server does not have yet
+        self._work: asyncio.Task[None] | None = None
+        self._poll: asyncio.Task[Any] | None = None
+
+    async def live(self) -> None:
+        """For ever, until cancelled."""
+        try:
+            while True:
+                try:
+                    if not self.plan:
+                        await self._start()
+                    if not self._opened:
+                        await self._open()
+                    await self._deliver()
+                    await self._ask()
+                    self._failures = 0
+                except Away as trouble:
+                    await self._endure(trouble)
+        finally:
+            if self._work:
+                self._work.cancel()
+            self._wire.close()
+
+    async def _endure(self, trouble: Away) -> None:
+        """Full jitter, as the daemon's (``agents.daemon.link``)."""
+        self._ledger.troubles[str(trouble)] += 1
+        if self._opened:
+            self._ledger.connected -= 1
+            self._opened = False
+        if trouble.status == 409:
+            self._new_boot()  # a younger session: this client was started twice
+        bound = min(CAP_S, 2.0**self._failures)
+        self._failures = min(self._failures + 1, 10)
+        await asyncio.sleep(trouble.retry_s + self._dice.uniform(0, bound))
+
+    # What firmware and initrd do
+
+    async def _start(self) -> None:
+        self._wire.headers = {}
+        query = urlencode({"mac": self.mac, "site": self._site, "product": "Swarm", "serial": self.mac[-8:]})
+        _, _, script = await self._wire.ask("GET", f"/boot/v1/client.ipxe?{query}")
+        words = dict(word.partition("=")[::2] for word in script.decode().split())
+        if "fleet.token" not in words:
+            raise Away(f"no boot: {script.decode().splitlines()[1][:120]}", retry_s=5)
+        form = {"token": words["fleet.token"], "mac": self.mac, "boot_id": self.boot, "kernel": self._kernel}
+        form |= {"pci": ADAPTER, "memory_kib": "4000000", "uptime_ms": "2500"}
+        _, _, answer = await self._wire.ask("POST", "/boot/v1/plan", urlencode(form).encode())
+        text = answer.decode().rpartition("signature=")[0]
+        plan = protocol.parse_plan(text)
+        if plan.get("action") != "boot":
+            raise Away(f"no boot: {plan.get('reason', plan.get('action', ''))}", retry_s=5)
+        self.plan = plan
+        self._keys = protocol.parse_keys(plan["command_keys"])
+        self._wire.headers = {"Authorization": f"Bearer {plan['bearer']}", "Content-Type": "application/json"}
+        self._ledger.boots += 1
+        self._ledger.settled += self._interrupted
+        self._interrupted = False
+
+    # What the daemon does
+
+    async def _open(self) -> None:
+        facts = {
+            "adapters": [],
+            "memory_kib": 4_000_000,
+            "cpus": 4,
+            "kernel": self._kernel,
+            "class": self.plan["class"],
+        }
+        facts |= {
+            "version_digest": self.plan.get("digest", ""),
+            "boot_ms": {"kernel": 900, "daemon": 4200},
+            "product": "Swarm",
+        }
+        facts |= {"serial": self.mac[-8:], "clock_ms": round(time.time() * 1000 + self._skew_ms)}
+        asked = time.time() * 1000
+        body = {"protocol": protocol.VERSION, "nonce": uuid.uuid4().hex, "boot_id": self.boot, "facts": facts}
+        _, _, answer = await self._wire.ask("POST", "/agent/v1/session", body)
+        opened = _json(answer)
+        self._keys = protocol.parse_keys(opened["keys"])
+        self._offset_ms = float(opened["server_time_ms"]) - (asked + time.time() * 1000) / 2
+        self._opened = True
+        self._ledger.connected += 1
+
+    async def _deliver(self) -> None:
+        while batch := list(self._unsent.items())[:32]:
+            rounds = 2 if self._dice.random() < self._nature.duplicate else 1
+            for _ in range(rounds):
+                _, _, answer = await self._wire.ask("POST", "/agent/v1/reports", {"reports": [one for _, one in batch]})
+            for key, one in batch:
+                if self._unsent.get(key) is one:
+                    del self._unsent[key]
+                    self._ledger.settled += one["state"] != protocol.ACCEPTED
+                    if taken := self._taken.pop(key, None):
+                        taken.set()
+            for entry in _json(answer).get("rejected", []):
+                self._ledger.troubles[f"rejected: {entry.get('reason')}"] += 1
+
+    async def _ask(self) -> None:
+        if self._dice.random() < self._nature.drop:
+            self._wire.close()
+            raise Away("dropped by the swarm")
+        path = f"/agent/v1/next?cursor={self._sequence}&state={self._state}"
+        self._poll = asyncio.ensure_future(self._wire.ask("GET", path))
+        try:
+            status, _, answer = await self._poll
+        except asyncio.CancelledError:
+            if asyncio.current_task().cancelling():  # type: ignore[union-attr]
+                raise
+            return  # its own work has something to tell
+        finally:
+            self._poll = None
+        for wrapped in _json(answer).get("commands", []) if status == 200 else []:
+            self._receive(wrapped)
+
+    def _receive(self, wrapped: object) -> None:
+        now = round(time.time() * 1000 + self._offset_ms)
+        try:
+            command = protocol.authenticate(wrapped, self._keys, self.plan["client"], self.boot)
+            if command.command in self._reports:
+                self._unsent[command.command] = self._reports[command.command]
+                return
+            protocol.admit(command, self._sequence, now)
+        except protocol.Refused as refusal:
+            self._ledger.troubles[f"refused: {refusal.reason}"] += 1
+            if refusal.command:
+                self._tell(refusal.command, protocol.REFUSED, refusal.reason)
+            return
+        self._sequence = max(self._sequence, command.sequence)
+        self._tell(command.command, protocol.ACCEPTED)
+        self._taken[command.command] = asyncio.Event()
+        self._work = asyncio.ensure_future(self._carry_out(command, self._taken[command.command]))
+
+    async def _carry_out(self, command: protocol.Command, taken: asyncio.Event) -> None:
+        await taken.wait()  # not before the server has the acceptance
+        self._state = protocol.CYCLING if command.verb == protocol.CYCLE else self._state
+        await asyncio.sleep(self._dice.uniform(0, self._nature.delay_s))
+        if self._dice.random() < self._nature.reboot or command.verb in (protocol.RESTART, protocol.POWEROFF):
+            self._ledger.effects[command.command] += command.verb != protocol.CYCLE
+            self._restart()
+            return
+        self._state = protocol.READY
+        if self._dice.random() < self._nature.fail:
+            self._tell(command.command, protocol.FAILED, "the swarm had it fail", {"phases_ms": {"total": 900}})
+        elif command.verb == protocol.CYCLE:
+            self._ledger.effects[command.command] += 1
+            self._ledger.cycles.add(command.command)
+            home = command.args["home_digest"]
+            result = {
+                "template": command.args["home"],
+                "expected": home,
+                "after": home,
+                "files": 12,
+                "bytes": 4096,
+                "killed": 3,
+            }
+            self._tell(
+                command.command,
+                protocol.SUCCEEDED,
+                "",
+                {**result, "phases_ms": {"kill": 50, "restore": 200, "total": 900}},
+            )
+        else:
+            self._tell(command.command, protocol.FAILED, "a swarm has no home to capture")
+
+    def _restart(self) -> None:
+        """Pull the plug and boot anew."""
+        if self._opened:
+            self._ledger.connected -= 1
+        poll, self._interrupted = self._poll, True
+        self._wire.close()
+        self._new_boot()
+        if poll:
+            poll.cancel()
+
+    def _tell(self, command: str, state: str, reason: str = "", result: dict[str, Any] | None = None) -> None:
+        """Remember a report and end the poll, so that it is sent at once."""
+        now = round(time.time() * 1000 + self._offset_ms)
+        self._reports[command] = self._unsent[command] = protocol.report(command, state, now, reason, result or {})
+        if self._poll:
+            self._poll.cancel()
+
+
+def _json(content: bytes) -> dict[str, Any]:
+    with suppress(ValueError):
+        found = json.loads(content)
+        if isinstance(found, dict):
+            return found
+    return {}
