@@ -39,7 +39,7 @@ def note(version: ImageVersion, source: FindingSource, found: Iterable[Found], c
     """Write down what was found, by ``client`` if it was one; how many findings are new. Those beyond MOST_OPEN are left out."""
     ImageVersion.objects.select_for_update().get(pk=version.pk)  # two PCs that tell of the same path at once
     known = {(row.kind, row.subject): row for row in version.findings.filter(source=source)}
-    room = MOST_OPEN - sum(row.status == FindingStatus.OPEN for row in known.values())
+    room = MOST_OPEN - version.findings.filter(status=FindingStatus.OPEN).count()
     new, now = 0, timezone.now()
     for one in found:
         row = known.get((one.kind, one.subject))

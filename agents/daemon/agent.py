@@ -54,6 +54,7 @@ class Agent:
         self.logins: dict[str, int] = {}  # sessions, and their terminal's atime when first seen
         self.cycling = self.running = False  # until the next login; until the account is made too
         self.told: list[dict[str, object]] = []  # what was written, as the server knows it
+        self.seen: list[dict[str, object]] | None = None  # what was found and not told yet
         self.look_at = time.monotonic() + LOOK_FIRST_S
         self.counting = ""  # the cycle whose report waits for that account
         self.load()
@@ -172,20 +173,23 @@ class Agent:
 
     def observe(self) -> None:
         """Tell what was written that the image's rules may not name; an hour later again, if it is something else."""
-        now = time.monotonic()
-        if now < self.look_at or self.cycling:
-            return
-        self.look_at = now + LOOK_EVERY_S
-        told = written()
-        if told == self.told:
+        if time.monotonic() >= self.look_at and not self.cycling:
+            self.look_at = time.monotonic() + LOOK_EVERY_S
+            threading.Thread(target=self.look, daemon=True).start()
+        seen, self.seen = self.seen, None
+        if seen is None or seen == self.told:
             return
         try:
-            self.call("PUT", "writes", {"writes": told})
-            self.told = told
+            self.call("PUT", "writes", {"writes": seen})
+            self.told = seen
         except Away as trouble:
             if trouble.status not in (400, 404, 413):
                 raise
             self.look_at = float("inf")  # a server that does not want to know
+
+    def look(self) -> None:
+        """In a thread of its own: commands do not wait for a slow root."""
+        self.seen = written()
 
     def poll(self) -> None:
         state = self.state()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import stat
 
-MOST = 100  # entries told, the largest first
+MOST = 50  # entries told, the largest first
+EXAMPLES = 5  # of each
 LONGEST = 200  # characters of a path; who has longer ones does without
 UPPER = "/run/fleet/root/upper"
 SHARE = "/.ro"
@@ -21,14 +22,17 @@ ELSEWHERE = frozenset({"/.ro", "/dev", "/home", "/proc", "/run", "/sys", "/tmp"}
 def written(
     root: str = "/", upper: str = UPPER, share: str = SHARE, handover: str = HANDOVER
 ) -> list[dict[str, object]]:
-    """`{path, files, bytes, example}` of each place; bytes are those in memory. [] where nobody knows when the handover was."""
+    """`{path, files, bytes, examples}` of each place; bytes are those in memory. [] where nobody knows when the handover was.
+
+    By the time of a file's last change, not of its content's: who unpacks an archive sets that back.
+    """
     try:
         since = os.stat(handover).st_mtime
     except OSError:
         return []
     top = upper if os.path.isdir(upper) else root
     device = os.lstat(top).st_dev
-    files, sizes, examples = dict[str, int](), dict[str, int](), dict[str, str]()
+    files, sizes, examples = dict[str, int](), dict[str, int](), dict[str, dict[str, str]]()
     for folder, folders, names in os.walk(top):
         inside = os.path.normpath("/" + os.path.relpath(folder, top))
         folders[:] = [name for name in folders if _ours(os.path.join(folder, name), os.path.join(inside, name), device)]
@@ -37,7 +41,7 @@ def written(
                 status = os.lstat(os.path.join(folder, name))
             except OSError:
                 continue  # gone meanwhile
-            if not stat.S_ISREG(status.st_mode) or status.st_mtime < since:
+            if not stat.S_ISREG(status.st_mode) or status.st_ctime < since:
                 continue
             path = os.path.join(inside, name)
             place = deepest(path, share)
@@ -45,9 +49,13 @@ def written(
                 continue
             files[place] = files.get(place, 0) + 1
             sizes[place] = sizes.get(place, 0) + status.st_blocks * 512
-            examples.setdefault(place, path)
+            # One of each thing that is new at the place: a rule may name one and not the other.
+            examples.setdefault(place, {}).setdefault(path[len(place) :].lstrip("/").partition("/")[0], path)
     largest = sorted(files, key=lambda place: -sizes[place])[:MOST]
-    return [{"path": p, "files": files[p], "bytes": sizes[p], "example": examples[p]} for p in largest]
+    return [
+        {"path": p, "files": files[p], "bytes": sizes[p], "examples": list(examples[p].values())[:EXAMPLES]}
+        for p in largest
+    ]
 
 
 def _ours(path: str, inside: str, device: int) -> bool:

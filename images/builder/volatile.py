@@ -67,6 +67,15 @@ def parse_rules(text: str) -> tuple[Rule, ...]:
     return tuple(Rule.parse(line) for line in lines if line and not line.startswith("#"))
 
 
+def rule_naming(verb: Verb, path: str) -> str:
+    """The line that names this very path, its globs taken as letters; "" for a path that no rule can name."""
+    named = re.sub(r"([*?[])", r"[\1]", path)
+    try:
+        return str(Rule.parse(f"{verb} {named}"))
+    except RecipeError:
+        return ""
+
+
 def verb_of(rules: Sequence[Rule], path: str) -> Verb:
     """What the rules say of `path`, be it in the image or not: by its own rule, or by the nearest of a directory above it.
 

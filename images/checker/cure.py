@@ -4,9 +4,8 @@ import posixpath
 import re
 from collections.abc import Mapping, Sequence
 
-from images.builder.errors import RecipeError
 from images.builder.ruling import LIMIT_BYTES
-from images.builder.volatile import MOUNT_POINTS, SHARE, Rule, Verb, verb_of
+from images.builder.volatile import MOUNT_POINTS, SHARE, Rule, Verb, rule_naming, verb_of
 
 SMALL_BYTES = 1 << 20  # a directory up to this size is copied whole
 _SIZE = re.compile(r"-\S+ \S+ (\d+)")
@@ -32,7 +31,7 @@ class Root:
         if not path.startswith("/") or _is_mounted(path) or self.is_volatile(path):
             return ""
         if path in self._files:
-            return self._rule(Verb.COPY, path) if self._below(path) <= LIMIT_BYTES else ""
+            return rule_naming(Verb.COPY, path) if self._below(path) <= LIMIT_BYTES else ""
         parent = posixpath.dirname(path)
         while parent != "/" and parent not in self._files:
             path, parent = parent, posixpath.dirname(parent)
@@ -42,11 +41,11 @@ class Root:
             rule.path == parent for rule in self._rules
         )  # it is shared on purpose: another rule would contradict
         if named or parent == "/" or not self._files[parent].startswith("d"):
-            return self._rule(Verb.COPY, path)
+            return rule_naming(Verb.COPY, path)
         if not any(other.startswith(f"{parent}/") for other in self._files):
-            return self._rule(Verb.EMPTY, parent)
+            return rule_naming(Verb.EMPTY, parent)
         whole = self._below(parent) <= SMALL_BYTES
-        return self._rule(Verb.COPY, parent if whole else path)
+        return rule_naming(Verb.COPY, parent if whole else path)
 
     def is_volatile(self, path: str) -> bool:
         """Whether a rule has it in the client's memory."""
@@ -56,14 +55,6 @@ class Root:
         """Bytes of the files at ``top`` and in it."""
         sizes = (_SIZE.match(said) for path, said in self._files.items() if path == top or path.startswith(f"{top}/"))
         return sum(int(size[1]) for size in sizes if size)
-
-    def _rule(self, verb: Verb, path: str) -> str:
-        """Globs of the path itself are letters; a path that no rule can name has none."""
-        named = re.sub(r"([*?[])", r"[\1]", path)
-        try:
-            return str(Rule.parse(f"{verb} {named}"))
-        except RecipeError:
-            return ""
 
 
 def _is_mounted(path: str) -> bool:

@@ -8,6 +8,7 @@ from pytest_django.fixtures import Settings
 
 from agents import writes
 from agents.models import BootSession
+from images.builder.recipe import Recipe
 from images.builder.volatile import Verb, parse_rules, verb_of
 from images.finding_models import FindingKind, FindingSource
 from images.models import ImageVersion
@@ -17,7 +18,7 @@ from tests.agents.rooms import Room, make_room
 from tests.services import redis_server
 from tests.world import World, make_client
 
-GAME = {"path": "/opt/game", "files": 2, "bytes": 8192, "example": "/opt/game/save/1"}
+GAME = {"path": "/opt/game", "files": 2, "bytes": 8192, "examples": ["/opt/game/save/1"]}
 
 
 def entry(**changes: Any) -> dict[str, Any]:
@@ -36,23 +37,39 @@ def version_of(session: BootSession) -> ImageVersion:
 
 
 def test_what_no_rule_names_is_a_finding_with_the_rule_it_lacks(session: BootSession) -> None:
-    known = [entry(path=path, example=f"{path}/x") for path in ("/etc/new", "/var/lib/x", "/tmp")]
+    known = [entry(path=path, examples=[f"{path}/x"]) for path in ("/etc/new", "/var/lib/x", "/tmp")]
     assert writes.take(session, [entry(), *known]) == 1
     row = version_of(session).findings.get()
     assert (row.source, row.kind) == (FindingSource.OBSERVED, FindingKind.WRITTEN)
     assert (row.subject, row.rule, row.bytes) == ("/opt/game", "copy /opt/game", 8192)
-    assert row.detail == "2 files, as /opt/game/save/1"
+    assert row.detail == "2 files in all, as /opt/game/save/1"
     assert list(row.clients.all()) == [session.client]
 
 
-def test_an_exception_of_a_rule_is_named_too(session: BootSession) -> None:
-    writes.take(session, [entry(path="/var/lib/dpkg", example="/var/lib/dpkg/lock", files=1)])
-    assert version_of(session).findings.get().rule == "copy /var/lib/dpkg"
+def test_what_a_rule_shares_on_purpose_is_told_without_a_rule_that_contradicts_it(session: BootSession) -> None:
+    writes.take(session, [entry(path="/var/lib/dpkg", examples=["/var/lib/dpkg/lock"], files=1)])
+    assert version_of(session).findings.get().rule == ""
+
+
+def test_of_an_entry_only_what_no_rule_covers_is_told(world: World) -> None:
+    recipe = Recipe(name="gamer", suite="bookworm", volatile=parse_rules("empty /opt/game/cache"))
+    make_release(world.gamer, recipe=recipe.to_dict())
+    session = boot(make_client(world.clubroom))
+    writes.take(session, [entry(examples=["/opt/game/cache/x", "/opt/game/scores"])])
+    assert version_of(session).findings.get().detail == "2 files in all, as /opt/game/scores"
 
 
 @pytest.mark.parametrize(
     ("path", "rule"),
-    [("/", ""), ("/usr", ""), ("/srv", "copy /srv"), ("/opt/game", "copy /opt/game"), ("/run/x", ""), ("/.ro/x", "")],
+    [
+        ("/", ""),
+        ("/usr", ""),
+        ("/srv", "copy /srv"),
+        ("/opt/game", "copy /opt/game"),
+        ("/run/x", ""),
+        ("/.ro/x", ""),
+        ("/opt/a[1]", "copy /opt/a[[]1]"),
+    ],
 )
 def test_no_rule_is_proposed_that_would_copy_the_system(path: str, rule: str) -> None:
     assert writes.rule_for(path) == rule
@@ -68,12 +85,17 @@ def test_a_session_whose_release_is_gone_tells_nothing(session: BootSession) -> 
     [
         (None, "a list"),
         ({}, "a list"),
-        ([entry()] * 101, "at most 100"),
-        ([7], "no path"),
+        ([entry()] * 51, "at most 50"),
+        ([7], "nothing else"),
+        ([entry(more=1)], "nothing else"),
         ([entry(path="opt")], "no path"),
         ([entry(path="/" + "x" * 200)], "no path"),
         ([entry(path="/x\n")], "no path"),
-        ([entry(example=None)], "no example"),
+        ([entry(path="/opt/../etc")], "no path"),
+        ([entry(examples=None)], "no examples"),
+        ([entry(examples=[])], "no examples"),
+        ([entry(examples=["/opt/game/x"] * 6)], "more than 5"),
+        ([entry(examples=["/etc/x"])], "not in the path"),
         ([entry(files=-1)], "no count"),
         ([entry(bytes=1.5)], "no count"),
         ([entry(bytes=True)], "no count"),

@@ -134,7 +134,7 @@ def test_a_command_that_failed_and_comes_again_is_answered_from_memory(gateway: 
 
 WRITER = """
 from agent import agent
-WROTE = [{"path": "/srv", "files": 1, "bytes": 4096, "example": "/srv/x"}]
+WROTE = [{"path": "/srv", "files": 1, "bytes": 4096, "examples": ["/srv/x"]}]
 agent.LOOK_FIRST_S, agent.LOOK_EVERY_S, agent.written = 0, 0.1, lambda: WROTE
 agent.main()
 """
@@ -161,13 +161,12 @@ def test_what_was_written_is_told_once_and_a_server_that_does_not_want_to_know_i
         daemon.begin(gateway, (*AGENT[:-2], "-c", WRITER))
         gateway.wait(lambda: len(gateway.polls) > 3)
         assert asked.count("/agent/v1/writes") == 1
-        assert asked.index("/agent/v1/writes") < asked.index("/agent/v1/next")
         assert len(told) == wanted
         command = gateway.command(protocol.RESTART)
         gateway.send(gateway.wrap(command))
         gateway.wait(lambda: gateway.told(command.command, protocol.ACCEPTED))
     if wanted:
-        assert told[0]["writes"][0]["example"] == "/srv/x"
+        assert told[0]["writes"][0]["examples"] == ["/srv/x"]
 
 
 def wait_until(happened: Any, seconds: float = 30) -> None:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,6 @@ from typing import Any
 import pytest
 
 from agents.daemon import writes
-
-HANDOVER = 1_700_000_000
 
 
 @pytest.fixture
@@ -21,9 +20,9 @@ def place(tmp_path: Path) -> Path:
         (tmp_path / path).mkdir(parents=True)
     (tmp_path / "share/opt/tool/conf").write_text("shipped")
     (tmp_path / "root/var/lib/game/old").write_text("copied")
-    os.utime(tmp_path / "root/var/lib/game/old", (HANDOVER - 9, HANDOVER - 9))
+    time.sleep(0.05)  # more than a tick of the kernel's clock, by which it stamps files
     (tmp_path / "handover").touch()
-    os.utime(tmp_path / "handover", (HANDOVER, HANDOVER))
+    time.sleep(0.05)
     return tmp_path
 
 
@@ -49,7 +48,14 @@ def test_files_are_summed_up_by_the_deepest_path_of_the_image(place: Path) -> No
     assert set(found) == {"/var/lib/game", "/"}
     assert found["/var/lib/game"]["files"] == 3
     assert found["/var/lib/game"]["bytes"] >= 5010
-    assert found["/"]["example"] == "/.config/mine"
+    assert found["/"]["examples"] == ["/.config/mine"]
+    assert sorted(found["/var/lib/game"]["examples"]) == [f"/var/lib/game/{name}" for name in ("new/one", "old", "two")]
+
+
+def test_a_file_that_was_unpacked_with_an_old_time_is_new_all_the_same(place: Path) -> None:
+    put(place / "root/var/lib/game/save")
+    os.utime(place / "root/var/lib/game/save", (1, 1))
+    assert [entry["path"] for entry in told(place)] == ["/var/lib/game"]
 
 
 def test_in_an_overlay_it_is_the_upper_layer_that_tells(place: Path) -> None:

@@ -45,6 +45,7 @@ def test_no_more_are_kept_than_a_person_looks_through(version: ImageVersion) -> 
     assert findings.note(version, FindingSource.OBSERVED, many) == findings.MOST_OPEN
     assert findings.note(version, FindingSource.OBSERVED, many) == 0
     assert findings.note(version, FindingSource.OBSERVED, [Found(FindingKind.WRITTEN, "/x" * 300)]) == 0
+    assert findings.note(version, FindingSource.CHECKED, [GAMES]) == 0
     assert version.findings.count() == findings.MOST_OPEN
 
 
