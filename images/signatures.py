@@ -69,7 +69,7 @@ def vouch(version: ImageVersion, actor: User, store: Store, reason: str) -> None
         state = why or version.get_status_display().lower()
         raise WrongState(f"{version} is not signed now: {state}.", hint="Only a ready version without a signature is.")
     manifest = Manifest.load(store, version.digest)
-    for artefact in manifest.artefacts().values():
+    for artefact in manifest.everything():
         if not store.whole(artefact.sha256):
             raise BuildError(f"{version} is not signed: its artefact {artefact.sha256} is damaged; build it again")
     version.signature = signed(manifest.to_json())

@@ -20,7 +20,7 @@ from images.builder.errors import DiskFull
 from images.builder.families import FAMILIES
 from images.builder.layer import LayerManifest
 from images.builder.manifest import Manifest
-from images.builder.packing import Packed, pack
+from images.builder.packing import SITE_FILES, Packed, pack
 from images.builder.recipe import Hook, Recipe
 from images.builder.ruling import MIB, TOTAL_BYTES
 from images.builder.run import CommandFailed, Runner
@@ -98,7 +98,7 @@ def build(recipe: Recipe, context: Context, steps: Steps) -> Manifest:
                 furnish.hook(hook, tree, run)
         with build.step("finish", "Make it a diskless client's") as run:
             packages = family.packages(tree, run)
-            site_files = watch.changed(ready)
+            site_files = watch.changed(ready / SITE_FILES)
             family.finish(tree, epoch)
         limits = (context.most_bytes, context.copied_bytes)
         packed = Packed(tree, recipe, packages, epoch, *limits, site_files=site_files)
@@ -183,7 +183,7 @@ def derive_here(
                 packages = family.packages(tree, run)
                 shipped = trim.youngest_shipped(upper if layered else tree, started)
                 epoch = max(parent.epoch, shipped) if context.epoch is None else context.epoch
-                site_files = watch.changed(ready)
+                site_files = watch.changed(ready / SITE_FILES)
                 family.finish(tree, epoch)
             limits = (context.most_bytes, context.copied_bytes)
             packed = Packed(tree, recipe, packages, epoch, *limits, parent.digest, change, site_files)

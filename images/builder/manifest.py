@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -53,6 +53,12 @@ class Manifest:
         """The artefact of each part."""
         return {part: getattr(self, part) for part in PARTS}
 
+    def everything(self) -> Iterator[Artefact]:
+        """All that a store must have for it: the parts, and both contents of the site's files."""
+        yield from self.artefacts().values()
+        for file in self.site_files.values():
+            yield from (file.original, file.site)
+
     def to_dict(self) -> dict[str, Any]:
         values = {**asdict(self), "packages": [list(asdict(package).values()) for package in self.packages]}
         if not self.site_files:
@@ -76,6 +82,6 @@ class Manifest:
     def load(cls, store: Store, digest: str) -> Manifest:
         """The version of this digest, all of it in the store. Raises BuildError or OSError when it is not."""
         manifest = cls.from_dict(json.loads(store.path(digest).read_bytes()))
-        for artefact in manifest.artefacts().values():
+        for artefact in manifest.everything():
             store.require(artefact)
         return manifest

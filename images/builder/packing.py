@@ -26,6 +26,7 @@ from images.builder.tree import listing
 from images.builder.verity import seal
 
 OpenStep = Callable[[str, str], AbstractContextManager[Runner]]
+SITE_FILES = "site-files"
 _INITRDS = 8  # kept for builds to come; 7 MB each
 
 
@@ -52,6 +53,7 @@ class Packed:
 def pack(packed: Packed, ready: Path, store: Store, daemon: Path, cache: Path, step: OpenStep) -> Manifest:
     """Put the version into the store, by way of the directory `ready` on its file system. `cache` keeps initrds.
 
+    `ready` has the site's files in it already, in the directory SITE_FILES.
     The tree has lost its kernel and the home of the user afterwards.
     """
     tree, recipe, epoch = packed.tree, packed.recipe, packed.epoch
@@ -84,6 +86,8 @@ def pack(packed: Packed, ready: Path, store: Store, daemon: Path, cache: Path, s
         verity = seal(ready / "root")
     with step("store", "Put the version into the store"):
         artefacts = {part: store.put(ready / part) for part in PARTS}
+        for path in sorted((ready / SITE_FILES).iterdir()):
+            store.put(path)
         manifest = Manifest(
             **artefacts,
             root_hash=verity.root_hash,

@@ -7,6 +7,7 @@ site's; here the site's stays in the image in any case, and the manifest says wh
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterable, Mapping
@@ -56,7 +57,7 @@ class Watch:
     def packages_are_done(self, paths: Iterable[str]) -> None:
         """The package manager has run: note what it has at these paths, and keep the site's files as the site has them."""
         self._originals.update(
-            {path: self._store.path(file.original.sha256).read_bytes() for path, file in self._known.items()}
+            {path: self._store.require(file.original).read_bytes() for path, file in self._known.items()}
         )
         for path in sorted({*paths, *self._known} - ACCOUNTS):
             theirs = self._take_new(path)
@@ -79,14 +80,15 @@ class Watch:
             self._expected.add(path)
 
     def changed(self, ready: Path) -> dict[str, SiteFile]:
-        """The site's files, by path, their contents put into the store by way of the directory `ready`."""
+        """The site's files, by path; their contents are left in the new directory `ready`, each under its SHA-256."""
+        ready.mkdir()
         found = {}
         for path, original in sorted(self._originals.items()):
             site = read(self._tree, path)
             if site is None or site == original:
                 continue
             mode = stat.S_IMODE(inside.locate(self._tree, path).stat().st_mode)
-            kept = (self._put(ready, original), self._put(ready, site))
+            kept = (_leave(ready, original), _leave(ready, site))
             found[path] = SiteFile(*kept, mode, path in self._upgraded)
         return found
 
@@ -99,9 +101,11 @@ class Watch:
                 return content
         return None
 
-    def _put(self, ready: Path, content: bytes) -> Artefact:
-        (ready / "site-file").write_bytes(content)
-        return self._store.put(ready / "site-file")
+
+def _leave(ready: Path, content: bytes) -> Artefact:
+    artefact = Artefact(hashlib.sha256(content).hexdigest(), len(content))
+    (ready / artefact.sha256).write_bytes(content)
+    return artefact
 
 
 def read(tree: Path, path: str) -> bytes | None:

@@ -38,7 +38,7 @@ class Shipping:
 
 
 def _copy(store: Store, manifest: Manifest, to: Store) -> None:
-    for sha256 in (manifest.digest, *(artefact.sha256 for artefact in manifest.artefacts().values())):
+    for sha256 in (manifest.digest, *(artefact.sha256 for artefact in manifest.everything())):
         with to.scratch() as ready:
             shutil.copyfile(store.path(sha256), ready / "copy")
             to.put(ready / "copy")
@@ -53,8 +53,8 @@ def ship(scratch: Path) -> Shipping:
         _copy(built, parent, store)
     change = Change.of(SMALL, install=(PACKAGE,))
     manifest = derive(parent.digest, SMALL, change, Context(scratch / "work", ours, DAEMON), Silent())
-    contents = tuple(manifest.artefacts().values())
-    base = tuple(artefact.sha256 for artefact in parent.artefacts().values())
+    contents = tuple(dict.fromkeys(manifest.everything()))
+    base = tuple(dict.fromkeys(artefact.sha256 for artefact in parent.everything()))
     label = parcel.Label("derived", manifest.digest, SMALL.to_dict(), contents, base, signature="")
     began = time.monotonic()
     shipped = parcel.export(label, ours, scratch / "file", progress)

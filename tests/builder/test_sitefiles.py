@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -42,13 +43,22 @@ def said(store: Store, changed: dict[str, SiteFile]) -> dict[str, tuple[str, str
     return {path: (text(file.original), text(file.site), file.upgraded) for path, file in changed.items()}
 
 
+def kept(watch: Watch, store: Store, tmp_path: Path) -> dict[str, SiteFile]:
+    """What has changed, its contents put into the store as a finished version's are."""
+    with tempfile.TemporaryDirectory(dir=tmp_path) as ready:
+        changed = watch.changed(Path(ready) / "site-files")
+        for path in (Path(ready) / "site-files").iterdir():
+            store.put(path)
+    return changed
+
+
 def built(tree: Path, store: Store, tmp_path: Path, site: str = "site 1") -> dict[str, SiteFile]:
     """A full build: the package's file, then the site's."""
     put(tree, "package 1")
     watch = Watch(tree, store)
     watch.packages_are_done([CONF, "/etc/missing"])
     put(tree, site)
-    return watch.changed(tmp_path)
+    return kept(watch, store, tmp_path)
 
 
 def test_a_build_notes_what_the_package_had(tree: Path, store: Store, tmp_path: Path) -> None:
@@ -68,7 +78,7 @@ def test_an_upgrade_that_leaves_its_file_beside_the_site_s_is_noted_and_the_leav
     watch = Watch(tree, store, built(tree, store, tmp_path))
     put(tree, "package 2", CONF + ending)
     watch.packages_are_done([CONF])
-    assert said(store, watch.changed(tmp_path)) == {CONF: ("package 2", "site 1", True)}
+    assert said(store, kept(watch, store, tmp_path)) == {CONF: ("package 2", "site 1", True)}
     assert not (tree / f"etc/tool.conf{ending}").exists()
 
 
@@ -79,7 +89,7 @@ def test_an_upgrade_that_overwrites_the_site_s_file_is_noted_and_the_site_s_stay
     put(tree, "package 2")
     watch.packages_are_done([])
     assert (tree / "etc/tool.conf").read_text() == "site 1"
-    assert said(store, watch.changed(tmp_path)) == {CONF: ("package 2", "site 1", True)}
+    assert said(store, kept(watch, store, tmp_path)) == {CONF: ("package 2", "site 1", True)}
 
 
 def test_what_no_upgrade_touched_is_carried_on(tree: Path, store: Store, tmp_path: Path) -> None:
@@ -87,7 +97,7 @@ def test_what_no_upgrade_touched_is_carried_on(tree: Path, store: Store, tmp_pat
     for _ in range(2):
         watch = Watch(tree, store, changed)
         watch.packages_are_done([CONF])
-        changed = watch.changed(tmp_path)
+        changed = kept(watch, store, tmp_path)
     assert said(store, changed) == {CONF: ("package 1", "site 1", False)}
 
 
@@ -99,7 +109,7 @@ def test_a_file_that_the_site_changes_only_now_has_the_upgraded_one_as_its_origi
     put(tree, "package 2")
     watch.packages_are_done([CONF])
     put(tree, "site 1")
-    assert said(store, watch.changed(tmp_path)) == {CONF: ("package 2", "site 1", False)}
+    assert said(store, kept(watch, store, tmp_path)) == {CONF: ("package 2", "site 1", False)}
 
 
 def test_an_upgrade_beside_a_change_nobody_noted_is_told_without_what_was_before(
@@ -109,7 +119,7 @@ def test_an_upgrade_beside_a_change_nobody_noted_is_told_without_what_was_before
     watch = Watch(tree, store)
     put(tree, "package 2", f"{CONF}.dpkg-dist")
     watch.packages_are_done([CONF])
-    assert said(store, watch.changed(tmp_path)) == {CONF: ("package 2", "site 1", True)}
+    assert said(store, kept(watch, store, tmp_path)) == {CONF: ("package 2", "site 1", True)}
 
 
 def test_a_change_in_a_maintenance_shell_is_told_by_what_the_parent_has(
@@ -120,7 +130,7 @@ def test_a_change_in_a_maintenance_shell_is_told_by_what_the_parent_has(
     watch.expect(CONF, b"package 1")
     watch.expect("/etc/new", None)
     watch.packages_are_done([CONF])
-    assert said(store, watch.changed(tmp_path)) == {CONF: ("package 1", "by hand", False)}
+    assert said(store, kept(watch, store, tmp_path)) == {CONF: ("package 1", "by hand", False)}
 
 
 def test_a_file_that_is_gone_or_no_setting_is_left_alone(tree: Path, store: Store, tmp_path: Path) -> None:
@@ -130,7 +140,7 @@ def test_a_file_that_is_gone_or_no_setting_is_left_alone(tree: Path, store: Stor
     (tree / "etc/link").symlink_to("/etc/passwd")  # the tree's, which has none
     watch.packages_are_done([CONF, "/etc/large", "/etc/link", "/etc/tool.conf/below"])
     put(tree, "x", "/etc/large")
-    assert watch.changed(tmp_path) == {}
+    assert kept(watch, store, tmp_path) == {}
 
 
 def test_what_both_changed_in_different_places_is_merged() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from images.builder.manifest import Manifest
+from images.builder.sitefiles import SiteFile
 from images.builder.store import Artefact, Store
 from images.models import HomeTemplate, Image, ImageVersion
 from tests.images.versions import make_manifest, make_version
@@ -33,7 +34,8 @@ def stored_version(image: Image, store: Store, salt: str = "", **parts: bytes) -
     """A ready version of ``image``; its parts differ by ``salt`` unless their bytes are given."""
     contents = {part: noise(f"{part}{salt}", ROOT_BYTES if part == "root" else 5000) for part in PARTS} | parts
     artefacts: Any = {part: put(store, content) for part, content in contents.items()}
-    manifest: Manifest = replace(make_manifest(salt), **artefacts)
+    settings = SiteFile(put(store, b""), put(store, f"the site's {salt}\n".encode()), 0o640)  # the package's is empty
+    manifest: Manifest = replace(make_manifest(salt), **artefacts, site_files={"/etc/tool.conf": settings})
     put(store, manifest.to_json())
     version = make_version(image, manifest=manifest.to_dict(), digest=manifest.digest)
     HomeTemplate.objects.filter(
@@ -52,10 +54,11 @@ def like(parent: bytes, seed: object) -> bytes:
 
 
 def paths(store: Store, version: ImageVersion) -> dict[str, Path]:
-    """Where its artefacts lie, or would."""
+    """Where its artefacts lie, or would: the parts by their names, and what the site has in its file."""
     contents = version.contents
     assert contents is not None
-    return {part: store.path(artefact.sha256) for part, artefact in contents.artefacts().items()}
+    artefacts = {**contents.artefacts(), "site": contents.site_files["/etc/tool.conf"].site}
+    return {part: store.path(artefact.sha256) for part, artefact in artefacts.items()}
 
 
 def age(store: Store, days: float = 30) -> None:

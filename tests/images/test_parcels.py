@@ -299,7 +299,7 @@ def test_the_command_verifies_collects_measures_exports_and_imports(
     root = second.manifest["root"]["sha256"]  # type: ignore[index]
     assert f"remove {root} 2001000" in dry
     assert store.path(root).exists()
-    assert "Removed 3 files of 2011000 bytes" in store_command("gc")
+    assert "Removed 4 files of 2011013 bytes" in store_command("gc")
     assert "is ready" in store_command("import", str(tmp_path / "file"), "--image", "gamer", "--as", "vera")
     usage = store_command("usage")
     assert "Club room: 4 MiB" in usage
