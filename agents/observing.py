@@ -8,8 +8,11 @@ from fleet.models import Client, ClientState
 
 
 def locked(client: UUID) -> Client:
-    """The client, locked until the present transaction ends: who judges its sessions and its state does so alone."""
-    return Client.objects.select_for_update().get(pk=client)
+    """The client, locked until the present transaction ends: who judges its sessions and its state does so alone.
+
+    Its key is not locked: who orders something of many clients makes rows that refer to them, in another order than they are locked in.
+    """
+    return Client.objects.select_for_update(no_key=True).get(pk=client)
 
 
 def observe(client: Client, state: ClientState, **changes: object) -> bool:

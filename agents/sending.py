@@ -63,7 +63,7 @@ def send(commands: Iterable[Command]) -> int:
 @transaction.atomic
 def _prepare(command: Command) -> bool:
     """Number the command, bind it to the client's present boot, and write it down. False when it ended instead."""
-    client = Client.objects.select_for_update().get(pk=command.client_id)
+    client = Client.objects.select_for_update(no_key=True).get(pk=command.client_id)
     command.refresh_from_db()
     if command.status != CommandStatus.QUEUED:
         return False

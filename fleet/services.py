@@ -61,7 +61,12 @@ def admit(client: Client, actor: User | AnonymousUser, admission: Admission = Ad
 @transaction.atomic
 def edit_client(client: Client, actor: User | AnonymousUser, **changes: Any) -> None:
     """Name, seat or class ``client``. Raises Forbidden without the right ENROL, OperatorError for what does not fit."""
-    row = Client.objects.select_for_update(of=("self",)).visible_to(actor, Right.ENROL).filter(pk=client.pk).first()
+    row = (
+        Client.objects.select_for_update(of=("self",), no_key=True)
+        .visible_to(actor, Right.ENROL)
+        .filter(pk=client.pk)
+        .first()
+    )
     if row is None:
         raise Forbidden(f"You may not edit {client}.", hint="Ask a volunteer of its site.", site=client.site)
     was = {name: getattr(row, name) for name in changes}

@@ -24,6 +24,7 @@ echo "ROOT IS UP: $PRETTY_NAME on $(/bin/busybox uname -r)"
 /bin/busybox grep '' /etc/motd /home/player/greeting
 echo changed >/etc/motd && echo CAN WRITE
 echo changed >/usr/lib/os-release || echo CANNOT WRITE THE SHARE
+/bin/busybox stty onlcr </dev/console # waits until all that was said is sent
 /bin/busybox poweroff -f
 """
 

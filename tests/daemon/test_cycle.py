@@ -40,6 +40,8 @@ if os.fork() == 0:
         print("held" if os.path.exists("/run/fleet/held") else "too late", file=file)
 END"""
 
+WHY = "journalctl -b -o short-monotonic --no-pager | tail -60; loginctl list-sessions; systemctl list-jobs; ps axf -o pid,user,stat,args"
+
 
 @pytest.fixture(scope="module")
 def pc() -> Iterator[Machine]:
@@ -140,7 +142,7 @@ def test_a_daemon_killed_in_the_middle_finishes_the_cycle_and_tells_of_it(pc: Ma
     report = pc.wait_for_report(command)
     assert pc.pc.sh("cat /tmp/killed; rm /tmp/killed") == "held\n"
     assert pc.gateway.sessions == sessions + 1
-    assert report["state"] == protocol.SUCCEEDED, report
+    assert report["state"] == protocol.SUCCEEDED, f"{report}\n{pc.pc.sh(WHY)}"
     assert report["result"]["after"] == pc.home["home_digest"]
     assert report["result"]["files"] is None, "what the killed daemon threw away is not known"
     assert pc.pc.sh(LOOK) == fresh

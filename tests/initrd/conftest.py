@@ -34,6 +34,7 @@ cd /run/fleet && /bin/busybox grep -r '' plan user boot network resolv.conf
 /bin/busybox cat /proc/mounts
 echo changed >/home/player/greeting && echo changed >/etc/motd && echo CAN WRITE
 echo changed >/.ro/etc/motd || echo CANNOT WRITE THE SHARE
+/bin/busybox stty onlcr </dev/console # waits until all that was said is sent
 /bin/busybox poweroff -f
 """
 

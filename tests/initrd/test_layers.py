@@ -39,6 +39,7 @@ while read -r _ at type options _; do
     case $at in / | /.ro) echo "MOUNT $at $type ${{options%%,*}}" ;; esac
 done </proc/mounts
 echo THAT IS ALL
+/bin/busybox stty onlcr </dev/console # waits until all that was said is sent
 /bin/busybox poweroff -f
 """
 # What a PC says of itself, by its adapter. QEMU's cirrus is PCI 1013:00b8, its ati 1002:5046.
