@@ -1,3 +1,5 @@
+from agents.models.campaigns import Campaign, CampaignStatus, Offline, OnFailure, Target, TargetStatus, WaveBy
+from agents.models.caps import Cap, Freeze
 from agents.models.commands import Command, CommandStatus, Order, Verb
 from agents.models.restores import HomeRestore, RestoreResult
 from agents.models.rollouts import Rollout, RolloutStatus
@@ -6,14 +8,23 @@ from agents.models.sessions import BootSession, BootToken, SessionStatus, Verdic
 __all__ = [
     "BootSession",
     "BootToken",
+    "Campaign",
+    "CampaignStatus",
+    "Cap",
     "Command",
     "CommandStatus",
+    "Freeze",
     "HomeRestore",
+    "Offline",
+    "OnFailure",
     "Order",
     "RestoreResult",
     "Rollout",
     "RolloutStatus",
     "SessionStatus",
+    "Target",
+    "TargetStatus",
     "Verb",
     "Verdict",
+    "WaveBy",
 ]

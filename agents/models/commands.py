@@ -14,16 +14,23 @@ from fleet.transitions import status_constraint
 
 
 class Verb(models.TextChoices):
-    """The closed set of what a server can ask of a client; the daemon knows the same."""
+    """The closed set of what is ordered of a client. The daemon knows the same, but for WAKE, which others do to it (RELAY)."""
 
     RESTART = protocol.RESTART, "Restart"
     POWEROFF = protocol.POWEROFF, "Power down"
     CYCLE = protocol.CYCLE, "Cycle"
     CAPTURE = protocol.CAPTURE, "Capture the home"
+    MESSAGE = "message", "Show a message"
+    WAKE = "wake", "Power on"
+    RELAY = "wake-relay", "Send wake packets"
 
 
 class Order(models.Model):
-    """What a person asked for: one verb, for one client or a selection, with a reason."""
+    """What a person asked for: one verb, for one client or a selection, with a reason.
+
+    ``args`` are those of docs/protocol.md that a person chooses: ``warn_s``, ``text``, ``more``, ``seconds``. With ``beyond_cap`` it is not
+    throttled by the site's caps, and nothing of it is signed before somebody else than who ordered it has approved.
+    """
 
     SITE = "site"
 
@@ -34,12 +41,25 @@ class Order(models.Model):
     ordered_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
     ordered_at = models.DateTimeField(default=timezone.now)
     rollout = models.ForeignKey(Rollout, null=True, on_delete=models.SET_NULL, related_name="orders", editable=False)
+    args = models.JSONField(default=dict, blank=True)
+    force = models.BooleanField(default=False, help_text="Also of clients with a local hold.")
+    beyond_cap = models.BooleanField(default=False, help_text="Faster than the site's caps; needs a second person.")
+    approved_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+", editable=False
+    )
+    approved_at = models.DateTimeField(null=True, editable=False)
 
     objects = ScopedQuerySet["Order"].as_manager()
 
     class Meta:
         ordering = ["-ordered_at"]
-        constraints = [status_constraint(Verb, "order_verb_declared", "verb")]
+        constraints = [
+            status_constraint(Verb, "order_verb_declared", "verb"),
+            models.CheckConstraint(
+                condition=models.Q(approved_by=None) | ~models.Q(approved_by=models.F("ordered_by")),
+                name="order_approved_by_another",
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.get_verb_display()} ordered {self.ordered_at:%Y-%m-%d %H:%M}"
@@ -61,11 +81,11 @@ class Command(models.Model):
     """One order to one client: a signed envelope and what became of it. It always ends in a terminal status.
 
         queued → sent → accepted → succeeded | failed | lost
-           │       └──→ refused | expired
+           │       └──→ refused | expired | cancelled
            └──────────→ cancelled | expired
 
     SENT means signed, with its audit entry committed before. ACCEPTED means the client said so before acting. LOST means
-    accepted, but nothing proved the effect in time.
+    accepted, but nothing proved the effect in time. One that is sent can be cancelled, for a client asks before it acts.
     """
 
     SITE = "client__site"
@@ -76,7 +96,7 @@ class Command(models.Model):
         CommandStatus.FAILED: [CommandStatus.QUEUED, CommandStatus.SENT, CommandStatus.ACCEPTED],
         CommandStatus.REFUSED: [CommandStatus.SENT, CommandStatus.ACCEPTED],
         CommandStatus.EXPIRED: [CommandStatus.QUEUED, CommandStatus.SENT],
-        CommandStatus.CANCELLED: [CommandStatus.QUEUED],
+        CommandStatus.CANCELLED: [CommandStatus.QUEUED, CommandStatus.SENT],
         CommandStatus.LOST: [CommandStatus.ACCEPTED],
     }
     OPEN = (CommandStatus.QUEUED, CommandStatus.SENT, CommandStatus.ACCEPTED)
@@ -95,6 +115,7 @@ class Command(models.Model):
     queued_at = models.DateTimeField(default=timezone.now)
     sent_at = models.DateTimeField(null=True)
     accepted_at = models.DateTimeField(null=True)
+    acts_at = models.DateTimeField(null=True, help_text="When the client acts, who warns its user first.")
     finished_at = models.DateTimeField(null=True)
     expires_at = models.DateTimeField()
     reason = models.CharField(max_length=300, blank=True, help_text="Why it ended as it did.")

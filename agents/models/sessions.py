@@ -74,6 +74,7 @@ class BootSession(models.Model):
     status = models.CharField(max_length=12, choices=SessionStatus.choices, default=SessionStatus.BOOTING)
     client_class = models.ForeignKey(ClientClass, null=True, on_delete=models.SET_NULL, related_name="+")
     release = models.ForeignKey(Release, null=True, on_delete=models.SET_NULL, related_name="sessions")
+    protocol = models.PositiveSmallIntegerField(default=1, help_text="That its daemon speaks.")
     facts = models.JSONField(default=dict)
     planned_at = models.DateTimeField(default=timezone.now)
     opened_at = models.DateTimeField(null=True)

@@ -1,4 +1,4 @@
-from fleet.models.audit import AuditEntry, AuditHead
+from fleet.models.audit import AuditCheckpoint, AuditEntry, AuditHead
 from fleet.models.clients import (
     Admission,
     Client,
@@ -10,6 +10,8 @@ from fleet.models.clients import (
     RootCheck,
     RootFetch,
     RootKind,
+    Tag,
+    row_of,
 )
 from fleet.models.logins import FailedLogin
 from fleet.models.sites import Membership, Site, UnknownHardware
@@ -18,6 +20,7 @@ from fleet.models.tokens import ApiToken, token_hash
 __all__ = [
     "Admission",
     "ApiToken",
+    "AuditCheckpoint",
     "AuditEntry",
     "AuditHead",
     "Client",
@@ -32,6 +35,8 @@ __all__ = [
     "RootFetch",
     "RootKind",
     "Site",
+    "Tag",
     "UnknownHardware",
+    "row_of",
     "token_hash",
 ]

@@ -48,3 +48,26 @@ class AuditHead(models.Model):
 
     def __str__(self) -> str:
         return f"{self.chain} ends at #{self.sequence}"
+
+
+class AuditCheckpoint(models.Model):
+    """The head of a chain as it was at some time, signed by the sender: who owns the database can make no other past of it.
+
+    The signature is of ``fleet.audit.checkpoint_bytes`` by the command key. Append-only, like the entries.
+    """
+
+    chain = models.CharField(max_length=40)
+    sequence = models.PositiveBigIntegerField()
+    digest = models.CharField(max_length=64)
+    at = models.DateTimeField()
+    key_id = models.CharField(max_length=40)
+    signature = models.BinaryField()
+
+    class Meta:
+        ordering = ["-at", "-id"]
+        constraints = [
+            models.UniqueConstraint(fields=["chain", "sequence"], name="checkpoint_once_per_entry"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.chain} #{self.sequence}, signed"

@@ -213,6 +213,29 @@ mac_address = RegexValidator(
 )
 
 
+def row_of(seat: str) -> str:
+    """The row of a seat as people say it: ``A`` of ``A3``; the whole of what ends in no number."""
+    return seat.rstrip("0123456789").rstrip(" -./")
+
+
+class Tag(models.Model):
+    """A word that a site puts on clients, to order something of all of them: stage, finals, loud."""
+
+    SITE = "site"
+
+    site = models.ForeignKey(Site, on_delete=models.CASCADE, related_name="tags")
+    name = models.SlugField(max_length=40)
+
+    objects = ScopedQuerySet["Tag"].as_manager()
+
+    class Meta:
+        ordering = ["site", "name"]
+        constraints = [models.UniqueConstraint(fields=["site", "name"], name="tag_name_unique_in_site")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class Client(models.Model):
     """A machine. Its MAC is its name, never a proof of who it is."""
 
@@ -233,6 +256,14 @@ class Client(models.Model):
     )
     class_pinned = models.BooleanField("pinned", default=False, help_text="Keep this class, whatever the rules deduce.")
     admission = models.CharField(max_length=12, choices=Admission.choices, default=Admission.PENDING)
+    tags = models.ManyToManyField(Tag, blank=True, related_name="clients")
+    secure_on = models.CharField(
+        "SecureOn password",
+        max_length=17,
+        blank=True,
+        validators=[mac_address],
+        help_text="Six bytes as in 00:11:22:33:44:55, where its network card wakes for nobody else.",
+    )
 
     state = models.CharField(max_length=10, choices=ClientState.choices, default=ClientState.OFF, editable=False)
     since = models.DateTimeField(default=timezone.now, editable=False)
@@ -244,6 +275,10 @@ class Client(models.Model):
     product = models.CharField(max_length=100, blank=True, editable=False)
     serial = models.CharField(max_length=100, blank=True, editable=False)
     sequence = models.PositiveBigIntegerField(default=0, editable=False, help_text="Of the last command sent to it.")
+    network = models.CharField(max_length=18, blank=True, editable=False, help_text="Its IPv4 network: 10.20.0.0/24.")
+    hold_reason = models.CharField(max_length=100, blank=True, editable=False, help_text="Why it must be left alone.")
+    hold_until = models.DateTimeField(null=True, editable=False)
+    twin_at = models.DateTimeField(null=True, editable=False, help_text="When two machines last had its MAC address.")
 
     objects = ScopedQuerySet["Client"].as_manager()
 
