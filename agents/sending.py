@@ -2,20 +2,23 @@
 
 Commands are signed in groups of one site and verb. What a group may hold is written into the sender's book first, then the audit entry is
 committed, then the signatures are made: no envelope can be abroad of which book and log know nothing. Where a sender dies between, the
-next one signs the same commands under the same numbers.
+next one signs the same commands under new numbers.
 """
 
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
+from typing import Any
 from uuid import UUID
 
 import redis
 from django.conf import settings
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import F, QuerySet
 from django.utils import timezone
 
 from agents import caps, freezing
@@ -26,9 +29,8 @@ from fleet import audit
 from fleet.models import Client
 from fleet.rows import update_rows
 from fleet.signing import Signer
-from fleet.transitions import move
 from images import homes
-from images.models import HomeTemplate
+from images.models import HomeTemplate, Release
 
 log = logging.getLogger(__name__)
 CHANNEL = "fleet.nudge"
@@ -79,122 +81,128 @@ def _send_group(site: int, verb: str, waiting: QuerySet[Command]) -> int | None:
             return None
         # Before anything else: what is written here and never signed costs a little patience, the other way round a cap.
         book.note(verb, site, len(keys))
-        ready = _prepare(keys)
+        ready = _prepare(verb, keys)
         if not ready:
             return 0
-        _sign(ready)
-    nudge(command.client_id for command in ready)
+        _sign(verb, ready)
+    nudge(draft.client for draft in ready)
     return len(ready)
 
 
+@dataclass
+class Draft:
+    """A command on its way to be signed: columns and no rows, of which ten thousand would take seconds to make."""
+
+    key: UUID
+    client: UUID
+    order: UUID
+    expires_at: datetime
+    args: dict[str, Any]
+    session: UUID | None = None
+    boot: str = ""
+    protocol: int = 1
+    sequence: int = 0
+
+
 @transaction.atomic
-def _prepare(keys: Sequence[UUID]) -> list[Command]:
+def _prepare(verb: str, keys: Sequence[UUID]) -> list[Draft]:
     """Number the commands, bind each to its client's present boot, and write them down. Those that cannot be sent end."""
     # In this order everywhere, or two of us would wait for each other.
-    locked = Client.objects.select_for_update(of=("self",), no_key=True).filter(commands__in=keys).order_by("pk")
-    clients = {client.pk: client for client in locked}
-    commands = Command.objects.filter(pk__in=keys, status=CommandStatus.QUEUED).select_related("order__site")
-    sessions = {
-        session.client_id: session
-        for session in BootSession.objects.filter(client__in=clients, status=SessionStatus.OPEN).select_related(
-            "release__home", "release__client_class"
-        )
-    }
-    ready, hopeless = list[Command](), defaultdict[tuple[CommandStatus, str], list[UUID]](list)
+    clients = Client.objects.select_for_update(of=("self",), no_key=True).filter(commands__in=keys).order_by("pk")
+    sequences = dict(clients.values_list("pk", "sequence"))
+    queued = Command.objects.filter(pk__in=keys, status=CommandStatus.QUEUED).order_by()
+    drafts = [Draft(*row) for row in queued.values_list("pk", "client", "order", "expires_at", "args")]
+    opened = BootSession.objects.filter(client__in=sequences, status=SessionStatus.OPEN).order_by()
+    sessions = {row[0]: row for row in opened.values_list("client", "pk", "boot_id", "protocol", "release")}
+    orders = Order.objects.select_related("site").in_bulk({draft.order for draft in drafts})
+    releases = Release.objects.select_related("home", "version").in_bulk({row[4] for row in sessions.values()} - {None})
     templates = dict[int, HomeTemplate]()
+
+    ready, hopeless = list[Draft](), defaultdict[tuple[CommandStatus, str], list[UUID]](list)
     now = timezone.now()
-    for command in commands:
-        session = sessions.get(command.client_id)
-        if command.expires_at <= now:
-            hopeless[CommandStatus.EXPIRED, "not sent in time"].append(command.pk)
-        elif session is None:
-            hopeless[CommandStatus.FAILED, "the client is not connected"].append(command.pk)
-        elif why := _bind(command, session, clients[command.client_id], templates):
-            hopeless[CommandStatus.FAILED, why].append(command.pk)
+    for draft in drafts:
+        if draft.expires_at <= now:
+            hopeless[CommandStatus.EXPIRED, "not sent in time"].append(draft.key)
+            continue
+        if draft.client not in sessions:
+            hopeless[CommandStatus.FAILED, "the client is not connected"].append(draft.key)
+            continue
+        _, draft.session, boot, draft.protocol, release = sessions[draft.client]
+        draft.boot, draft.sequence = str(boot), sequences[draft.client] + 1
+        if why := _complete(draft, verb, orders[draft.order], releases.get(release), templates):
+            hopeless[CommandStatus.FAILED, why].append(draft.key)
         else:
-            ready.append(command)
+            ready.append(draft)
     for (status, why), ended in hopeless.items():
         still = Command.objects.filter(pk__in=ended, status=CommandStatus.QUEUED)
         still.update(status=status, finished_at=now, reason=why)
-    update_rows(Client, ["sequence"], ((pk, clients[pk].sequence) for pk in {command.client_id for command in ready}))
-    numbered = ((command.pk, command.args, command.sequence, command.session) for command in ready)
-    update_rows(Command, ["args", "sequence", "session"], numbered, status=CommandStatus.QUEUED)
-    _write_down(ready)
+    # A number is used up here, also where the sender dies before it signs: no two envelopes of a client ever have the same.
+    Client.objects.filter(pk__in=[draft.client for draft in ready]).update(sequence=F("sequence") + 1)
+    _write_down(verb, ready, orders)
     return ready
 
 
-def _bind(command: Command, session: BootSession, client: Client, templates: dict[int, HomeTemplate]) -> str:
-    """Complete a command for this boot of its client; else why that cannot be."""
-    args = {**command.order.args, **({"force": True} if command.order.force else {})}
-    if command.verb == Verb.RELAY:
-        args = command.args
-    if session.protocol < 2 and (args or command.verb in (Verb.MESSAGE, Verb.RELAY)):
-        what = "messages" if command.verb == Verb.MESSAGE else "warnings and holds"
+def _complete(
+    draft: Draft, verb: str, order: Order, release: Release | None, templates: dict[int, HomeTemplate]
+) -> str:
+    """Give a command its arguments, for this boot of its client; else why that cannot be."""
+    args = dict(draft.args) if verb == Verb.RELAY else {**order.args, **({"force": True} if order.force else {})}
+    if draft.protocol < 2 and (args or verb in (Verb.MESSAGE, Verb.RELAY)):
+        what = "messages" if verb == Verb.MESSAGE else "warnings and holds"
         return f"its daemon speaks protocol 1, which knows no {what}: boot it with a newer version"
-    if command.verb == Verb.CYCLE:
-        release = session.release
+    if verb == Verb.CYCLE:
         if release is None:
             return "its release is gone, and with it the template"
         if release.pk not in templates:
             templates[release.pk] = homes.now_for(release)
         home = templates[release.pk]
         args |= {"home": home.sha256, "home_bytes": home.bytes, "home_digest": home.tree_digest}
-    elif command.verb == Verb.CAPTURE:
+    elif verb == Verb.CAPTURE:
         args["most_bytes"] = homes.MOST_BYTES
-    command.args, command.session = args, session
-    if command.sequence is None:
-        client.sequence += 1
-        command.sequence = client.sequence
+    draft.args = args
     return ""
 
 
-def _write_down(ready: Iterable[Command]) -> None:
+def _write_down(verb: str, ready: Iterable[Draft], orders: Mapping[UUID, Order]) -> None:
     """One entry for each order: every command of the group with its client, its boot and its number."""
-    orders = defaultdict[Order, list[Command]](list)
-    for command in ready:
-        orders[command.order].append(command)
-    for order, commands in orders.items():
-        signed = [
-            {
-                "command": str(command.pk),
-                "client": str(command.client_id),
-                "boot": str(command.session.boot_id) if command.session else "",
-                "sequence": command.sequence,
-            }
-            for command in commands
-        ]
-        audit.record("commands.signed", order, site=order.site, actor="sender", verb=order.verb, commands=signed)
+    signed = defaultdict[UUID, list[dict[str, Any]]](list)
+    for draft in ready:
+        told = {"command": str(draft.key), "client": str(draft.client), "boot": draft.boot, "sequence": draft.sequence}
+        signed[draft.order].append(told)
+    for key, commands in signed.items():
+        order = orders[key]
+        audit.record("commands.signed", order, site=order.site, actor="sender", verb=verb, commands=commands)
 
 
 @transaction.atomic
-def _sign(ready: Iterable[Command]) -> None:
+def _sign(verb: str, ready: Iterable[Draft]) -> None:
     """Make the envelopes. Who was cancelled meanwhile stays cancelled."""
     signer, now = _signer(), timezone.now()
     rows = []
-    for command in ready:
+    for draft in ready:
         try:
-            body = _body(command, round(now.timestamp() * 1000))
-        except ValueError as error:  # nobody's but ours, and no reason to send nothing any more to anybody
-            log.exception("The %s cannot be signed", command)
-            move(command, CommandStatus.FAILED, finished_at=now, reason=str(error)[:300])
+            body = _body(verb, draft, round(now.timestamp() * 1000))
+        except ValueError as error:  # whoever put that into the database must not keep the others from being sent
+            log.warning("A command cannot be signed: %s", error)
+            bad = Command.objects.filter(pk=draft.key, status=CommandStatus.QUEUED)
+            bad.update(status=CommandStatus.FAILED, finished_at=now, reason="it is not in the protocol")
             continue
-        rows.append((command.pk, CommandStatus.SENT, body, signer.sign(body), signer.key_id, now))
-    columns = ["status", "envelope", "signature", "key_id", "sent_at"]
+        bound = (draft.session, draft.sequence, draft.args)
+        rows.append((draft.key, *bound, CommandStatus.SENT, body, signer.sign(body), signer.key_id, now))
+    columns = ["session", "sequence", "args", "status", "envelope", "signature", "key_id", "sent_at"]
     update_rows(Command, columns, rows, status=CommandStatus.QUEUED)
 
 
-def _body(command: Command, now_ms: int) -> bytes:
-    assert command.session is not None
-    assert command.sequence is not None
+def _body(verb: str, draft: Draft, now_ms: int) -> bytes:
     return protocol.encode(
         protocol.Command(
-            command=str(command.pk),
-            client=str(command.client_id),
-            boot=str(command.session.boot_id),
-            sequence=command.sequence,
-            verb=command.verb,
-            args=command.args,
+            command=str(draft.key),
+            client=str(draft.client),
+            boot=draft.boot,
+            sequence=draft.sequence,
+            verb=verb,
+            args=draft.args,
             not_before_ms=now_ms - EARLY_MS,
-            expires_ms=round(command.expires_at.timestamp() * 1000),
+            expires_ms=round(draft.expires_at.timestamp() * 1000),
         )
     )

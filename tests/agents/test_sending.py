@@ -13,7 +13,7 @@ from pytest_django.fixtures import Settings
 
 from agents import sending, services, tasks
 from agents.daemon import protocol
-from agents.models import BootSession, Command, CommandStatus, HomeRestore, SessionStatus, Verb
+from agents.models import BootSession, Command, CommandStatus, HomeRestore, Order, SessionStatus, Verb
 from fleet import audit
 from fleet.exceptions import SiteError
 from fleet.models import AuditEntry, Client
@@ -112,9 +112,10 @@ def test_the_audit_entry_is_committed_before_the_signature_exists(
         with pytest.raises(MemoryError):
             tasks.send_order(str(command.order_id))
     command.refresh_from_db()
-    assert (command.status, command.signature, command.sequence) == (CommandStatus.QUEUED, b"", 1)
+    assert (command.status, command.signature, command.sequence) == (CommandStatus.QUEUED, b"", None)
     assert AuditEntry.objects.filter(action="commands.signed").count() == 1
-    assert sent(command).sequence == 1, "what fell between is sent later, under its own number"
+    assert sent(command).sequence == 2, "what fell between is sent later, under a number of its own"
+    assert AuditEntry.objects.filter(action="commands.signed").count() == 2
 
 
 def test_two_senders_at_once_make_one_envelope(transactional_db: None, keys: Path) -> None:
@@ -251,3 +252,18 @@ def test_a_command_is_sent_although_nobody_can_be_nudged(
     boot(client)
     assert sent(ordered(world, client)).status == CommandStatus.SENT
     assert "the gateway finds the commands at its next sweep" in caplog.text
+
+
+def test_what_is_not_in_the_protocol_fails_and_holds_up_no_other(world: World, client: Client) -> None:
+    """Somebody wrote it into the database."""
+    other = make_client(world.clubroom, "52:54:00:00:00:02")
+    for one in (client, other):
+        boot(one)
+    BootSession.objects.update(protocol=2)
+    bad, good = ordered(world, client), ordered(world, other)
+    Order.objects.filter(pk=bad.order_id).update(args={"shell": "rm -rf /"})
+    tasks.send_due()
+    for command in (bad, good):
+        command.refresh_from_db()
+    assert (bad.status, bad.reason, bad.signature) == (CommandStatus.FAILED, "it is not in the protocol", b"")
+    assert good.status == CommandStatus.SENT
