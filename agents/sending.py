@@ -119,7 +119,8 @@ def _sign(command: Command, signer: Signer) -> None:
             args=command.args,
             not_before_ms=round(now.timestamp() * 1000) - 1000,
             expires_ms=round(command.expires_at.timestamp() * 1000),
-        )
+        ),
+        command.session.protocol,
     )
     move(
         command,
