@@ -204,5 +204,6 @@ def _body(verb: str, draft: Draft, now_ms: int) -> bytes:
             args=draft.args,
             not_before_ms=now_ms - EARLY_MS,
             expires_ms=round(draft.expires_at.timestamp() * 1000),
-        )
+        ),
+        min(draft.protocol, protocol.VERSION),
     )

@@ -20,9 +20,9 @@ class Verb(models.TextChoices):
     POWEROFF = protocol.POWEROFF, "Power down"
     CYCLE = protocol.CYCLE, "Cycle"
     CAPTURE = protocol.CAPTURE, "Capture the home"
-    MESSAGE = "message", "Show a message"
+    MESSAGE = protocol.MESSAGE, "Show a message"
     WAKE = "wake", "Power on"
-    RELAY = "wake-relay", "Send wake packets"
+    RELAY = protocol.RELAY, "Send wake packets"
 
 
 class Order(models.Model):
