@@ -3,20 +3,18 @@
 from celery import shared_task
 
 from agents import schedule, sending
-from agents.models import Command, CommandStatus
+from agents.models import Command
 
 
 @shared_task
 def send_order(order: str) -> None:
-    sending.send(
-        Command.objects.filter(order_id=order, status=CommandStatus.QUEUED).select_related("client", "order__site")
-    )
+    sending.send(Command.objects.filter(order_id=order))
 
 
 @shared_task
 def send_due() -> None:
-    """What a lost message left behind."""
-    sending.send(Command.objects.filter(status=CommandStatus.QUEUED).select_related("client", "order__site")[:500])
+    """What a lost message left behind, and what caps, a freeze or a missing approval held back."""
+    sending.send(Command.objects.all())
 
 
 @shared_task

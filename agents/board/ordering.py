@@ -99,7 +99,7 @@ def cancel(request: HttpRequest, slug: str, order: UUID) -> HttpResponse:
     site = visible_site(request, slug)
     row = get_object_or_404(Order, pk=order, site=site)
     try:
-        number = services.cancel_queued(row, _person(request))
+        number = services.cancel_order(row, _person(request))
     except OperatorError as error:
         return _refused(request, site, error)
     return _done(request, site, f"Taken back: {number} command{'' if number == 1 else 's'}.", HTTPStatus.OK)
