@@ -1,8 +1,10 @@
 """Celery's way in: fetch, call one function. ``send_*`` run in the sender, the rest in the default worker."""
 
+from uuid import UUID
+
 from celery import shared_task
 
-from agents import schedule, sending
+from agents import campaigning, schedule, sending
 from agents.models import Command
 
 
@@ -20,3 +22,13 @@ def send_due() -> None:
 @shared_task
 def tick() -> None:
     schedule.tick()
+
+
+@shared_task
+def step_campaign(campaign: str) -> None:
+    campaigning.go_on(UUID(campaign))
+
+
+@shared_task
+def step_campaigns() -> None:
+    campaigning.step()

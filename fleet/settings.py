@@ -172,6 +172,7 @@ CELERY_BEAT_SCHEDULE_FILENAME = str(DATA / "clock.schedule")
 CELERY_BEAT_SCHEDULE = {
     "agents": {"task": "agents.tasks.tick", "schedule": 2.0, "options": {"expires": 2}},
     "orders": {"task": "agents.tasks.send_due", "schedule": 2.0, "options": {"expires": 2}},
+    "campaigns": {"task": "agents.tasks.step_campaigns", "schedule": 1.0, "options": {"expires": 1}},
     **{
         f"alive-{queue}": {
             "task": "fleet.tasks.say_alive",

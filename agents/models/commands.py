@@ -135,6 +135,7 @@ class Command(models.Model):
                 name="command_one_open_per_client",
             ),
         ]
+        indexes = [models.Index(fields=["sent_at"], name="command_by_sent_at")]
 
     def __str__(self) -> str:
         return f"{self.get_verb_display().lower()} of {self.client}"
