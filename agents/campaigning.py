@@ -30,7 +30,6 @@ from agents.selecting import Selection, choose
 from agents.waves import waves
 from fleet import audit
 from fleet.exceptions import FleetError, Forbidden
-from fleet.queue import enqueue
 from fleet.transitions import move
 
 log = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ def _part(key: UUID) -> bool:
     if campaign.started_at is None and campaign.status in Campaign.LIVE:
         return _begin(campaign, now)
     if campaign.status not in Campaign.LIVE:
-        call_back(campaign.order, campaign.outcome)  # what was just being signed when it was stopped
+        _clear(campaign)  # also of what was just being signed when it was stopped
     targets.follow(campaign)
     if campaign.status in Campaign.LIVE:
         if now >= campaign.expires_at:
@@ -82,30 +81,21 @@ def _begin(campaign: Campaign, now: datetime) -> bool:
     order = campaign.order
     if now >= campaign.expires_at:
         awaited = campaign.status == CampaignStatus.AWAITING
-        halt(
-            campaign,
-            CampaignStatus.STOPPED,
-            "nobody approved it in time" if awaited else "it did not begin in time",
-            CLOCK,
-        )
-    elif (
-        (campaign.status == CampaignStatus.AWAITING and order.approved_at is None)
-        or campaign.status == CampaignStatus.PAUSED
-        or (campaign.starts_at and now < campaign.starts_at)
-    ):
+        why = "nobody approved it in time" if awaited else "it did not begin in time"
+        halt(campaign, CampaignStatus.STOPPED, why, CLOCK)
         return False
-    elif _may(campaign):
-        planned = waves(campaign, choose(Selection.from_json(campaign.selection), order.site))
-        number = targets.make(campaign, planned)
-        started = {"started_at": now, "wave": 1, "wave_at": now, "judged_from": now}
-        if campaign.status == CampaignStatus.RUNNING:
-            Campaign.objects.filter(pk=campaign.pk).update(**started)
-        else:
-            move(campaign, CampaignStatus.RUNNING, **started)
-        sizes = [len(wave) for wave in planned]
-        audit.record("campaign.started", campaign, site=order.site, actor=CLOCK, clients=number, waves=sizes)
-        return True
-    return False
+    if campaign.status == CampaignStatus.AWAITING and order.approved_at:
+        move(campaign, CampaignStatus.SCHEDULED)
+    if campaign.status == CampaignStatus.SCHEDULED and now >= (campaign.starts_at or now):
+        move(campaign, CampaignStatus.RUNNING)
+    if campaign.status != CampaignStatus.RUNNING or not _may(campaign):
+        return False
+    planned = waves(campaign, choose(Selection.from_json(campaign.selection), order.site))
+    number = targets.make(campaign, planned)
+    Campaign.objects.filter(pk=campaign.pk).update(started_at=now, wave=1, wave_at=now, judged_from=now)
+    sizes = [len(wave) for wave in planned]
+    audit.record("campaign.started", campaign, site=order.site, actor=CLOCK, clients=number, waves=sizes)
+    return True
 
 
 def _may(campaign: Campaign) -> bool:
@@ -139,12 +129,10 @@ def _run(campaign: Campaign, now: datetime) -> bool:
     room = min(_room(campaign.order, now), targets.CHUNK)
     if not room or not _may(campaign):
         return False
-    number = targets.order_due(campaign, room, now)
+    number, parted = targets.order_due(campaign, room, now)
     if number:
-        from agents.tasks import send_order
-
-        enqueue(send_order, str(campaign.order_id))
-    return number == targets.CHUNK
+        services.hand_over(campaign.order)
+    return number == targets.CHUNK or bool(parted and not number)
 
 
 def _last_wave(campaign: Campaign) -> int:
@@ -255,7 +243,8 @@ def call_back(order: Order, reason: str) -> int:
 
 def _free(commands: QuerySet[Command]) -> QuerySet[Command]:
     """Those of ``commands`` that nobody else changes now. To wait for one while others wait for us is how deadlocks are made."""
-    return commands.filter(pk__in=commands.select_for_update(no_key=True, skip_locked=True).values("pk"))
+    rows = commands.select_for_update(no_key=True, skip_locked=True).order_by()
+    return commands.filter(pk__in=list(rows.values_list("pk", flat=True)))
 
 
 def halt(campaign: Campaign, status: CampaignStatus, why: str, actor: User | AnonymousUser | str) -> int:
@@ -266,10 +255,17 @@ def halt(campaign: Campaign, status: CampaignStatus, why: str, actor: User | Ano
         counts = targets.tally(campaign)
         audit.record(f"campaign.{status}", campaign, site=campaign.order.site, actor=actor, why=why, **counts)
         number = call_back(campaign.order, why)
-        targets.close_all(campaign, TargetStatus.CANCELLED, why)
+    with transaction.atomic():  # of its own, so that clients need not wait for it
+        _clear(campaign)
         targets.follow(campaign)
         _end_if_over(campaign)
     return number
+
+
+def _clear(campaign: Campaign) -> None:
+    """End what waits in a campaign that was ended."""
+    call_back(campaign.order, campaign.outcome)
+    targets.close_all(campaign, TargetStatus.CANCELLED, campaign.outcome)
 
 
 def not_accepted(campaign: Campaign) -> bool:

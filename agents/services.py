@@ -10,7 +10,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from agents import arguments, caps, capturing
-from agents.models import Command, CommandStatus, Order, Verb
+from agents.models import Campaign, Command, CommandStatus, Order, Verb
 from fleet import audit
 from fleet.exceptions import Forbidden, OperatorError, WrongState
 from fleet.models import Client, Site
@@ -76,7 +76,7 @@ def order(
             "One of the clients was ordered something this very moment.", hint="Look, and try again."
         ) from None
     audit.record("order", asked, site=asked.site, actor=actor, **told(asked), clients=[str(client) for client in rows])
-    _hand_over(asked)
+    hand_over(asked)
     return asked
 
 
@@ -139,7 +139,8 @@ def _who(right: Right) -> str:
     return "an organiser" if right == Right.RELEASE else "a volunteer"
 
 
-def _hand_over(row: Order) -> None:
+def hand_over(row: Order) -> None:
+    """Tell the sender that commands of ``row`` are queued, once they are committed."""
     from agents.tasks import send_order
 
     enqueue(send_order, str(row.pk))
@@ -162,7 +163,7 @@ def approve(row: Order, actor: User | AnonymousUser) -> None:
     life = timezone.now() + timedelta(seconds=settings.COMMAND_LIFE)
     Command.objects.filter(order=row, status=CommandStatus.QUEUED).update(expires_at=life)
     audit.record("order.approved", row, site=row.site, actor=actor, **told(row))
-    _hand_over(row)
+    hand_over(row)
 
 
 @transaction.atomic
@@ -184,6 +185,8 @@ def cancel_order(row: Order, actor: User | AnonymousUser) -> int:
     """
     if not Order.objects.filter(pk=row.pk).visible_to(actor, Right.OPERATE).exists():
         raise Forbidden("You may not cancel that order.", hint="Ask a volunteer of its site.", site=row.site)
+    if Campaign.objects.filter(pk=row.pk, status__in=Campaign.LIVE).exists():
+        raise WrongState("That is a campaign, which would go on.", hint="Stop the campaign.")
     taken_back = call_back(row, f"cancelled by {actor}")
     if not taken_back:
         raise WrongState(

@@ -3,11 +3,13 @@
 from rest_framework.routers import SimpleRouter
 
 from agents.api import resources
+from agents.api.campaigns import CampaignViewSet
 from agents.api.rollouts import RolloutViewSet
 
 router = SimpleRouter()
 router.register("orders", resources.OrderViewSet)
 router.register("commands", resources.CommandViewSet)
+router.register("campaigns", CampaignViewSet)
 router.register("rollouts", RolloutViewSet)
 router.register("sessions", resources.SessionViewSet)
 router.register("restores", resources.RestoreViewSet)
