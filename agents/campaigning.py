@@ -158,7 +158,8 @@ def _end_if_over(campaign: Campaign) -> bool:
         outcome = targets.told(counts) or "nobody was selected"
         move(campaign, CampaignStatus.DONE, ended_at=now, outcome=outcome[:300])
     else:
-        Campaign.objects.filter(pk=campaign.pk).update(ended_at=now)
+        campaign.ended_at = now
+        campaign.save(update_fields=["ended_at"])
     audit.record("campaign.ended", campaign, site=campaign.order.site, actor=CLOCK, **counts)
     return True
 
