@@ -26,7 +26,7 @@ from agents.models import (
     Target,
     TargetStatus,
 )
-from agents.selecting import Selection, choose
+from agents.selecting import Selection, able, choose
 from agents.waves import waves
 from fleet import audit
 from fleet.exceptions import FleetError, Forbidden
@@ -144,7 +144,7 @@ def _wave_is_over(campaign: Campaign, now: datetime) -> bool:
     in_wave = Target.objects.filter(campaign=campaign, wave=campaign.wave)
     holding = Q(status=TargetStatus.ORDERED) | Q(status=TargetStatus.WAITING)
     if campaign.offline == Offline.WAIT:
-        absent = Q(place__lt=targets.reached(campaign, now)) & ~targets.able(campaign)
+        absent = Q(place__lt=targets.reached(campaign, now)) & ~able(campaign.order.verb, "client")
         holding = Q(status=TargetStatus.ORDERED) | (Q(status=TargetStatus.WAITING) & ~absent)
     return not in_wave.filter(holding).exists()
 
@@ -232,7 +232,7 @@ def _room(order: Order, now: datetime) -> int:
 def _keep_fresh(order: Order, expires: datetime) -> None:
     """A command's time begins when it is signed: what waits for a ceiling, or for a freeze to be lifted, is given its time again."""
     late = expires - timedelta(seconds=settings.COMMAND_LIFE / 3)
-    queued = Command.objects.filter(order=order, status=CommandStatus.QUEUED, expires_at__lt=late)
+    queued = Command.objects.filter(order=order, verb=order.verb, status=CommandStatus.QUEUED, expires_at__lt=late)
     _free(queued).update(expires_at=expires)
 
 

@@ -12,7 +12,7 @@ from django.db.models.functions import MD5, Cast, Coalesce, Concat
 from django.utils import timezone
 
 from agents.models import Campaign, Command, Offline, Order, Target, TargetStatus, Verb
-from agents.selecting import Chosen, connected, open_command
+from agents.selecting import Chosen, able, open_command
 from fleet.models import Client, ClientState
 from fleet.rows import insert_rows
 
@@ -73,19 +73,14 @@ def reached(campaign: Campaign, now: datetime) -> int:
     return min(size, int(size * passed / campaign.spread_s) + 1)
 
 
-def able(campaign: Campaign) -> Q:
-    """Who can carry it out as things stand: those that are connected; of a wake-up, those that are not."""
-    return Q(~connected("client")) if campaign.order.verb == Verb.WAKE else Q(connected("client"))
-
-
 def order_due(campaign: Campaign, room: int, now: datetime) -> tuple[int, int]:
     """Make the commands of up to ``room`` targets whose turn it is, and part with those before them that cannot be reached.
 
     How many were ordered, and of how many it parted.
     """
-    turn = due(campaign, now)
-    chosen = list(turn.filter(able(campaign)).values_list("pk", "wave", "place")[: room + 1])
-    unable = turn.exclude(able(campaign))
+    turn, can = due(campaign, now), able(campaign.order.verb, "client")
+    chosen = list(turn.filter(can).values_list("pk", "wave", "place")[: room + 1])
+    unable = turn.exclude(can)
     if len(chosen) > room:
         chosen.pop()
         _, wave, place = chosen[-1]
@@ -150,6 +145,9 @@ def expire(campaign: Campaign, now: datetime) -> None:
     close(waiting.filter(Exists(open_command("client"))), TargetStatus.EXPIRED, Value("was busy until it expired"), now)
     if campaign.order.verb != Verb.WAKE:
         close(
-            waiting.exclude(connected("client")), TargetStatus.EXPIRED, Value("did not connect until it expired"), now
+            waiting.exclude(able(campaign.order.verb, "client")),
+            TargetStatus.EXPIRED,
+            Value("did not connect until it expired"),
+            now,
         )
     close_all(campaign, TargetStatus.EXPIRED, "it expired before it was their turn")

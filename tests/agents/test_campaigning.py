@@ -12,7 +12,18 @@ from django.utils import timezone
 from pytest_django.fixtures import Settings
 
 from agents import campaigning, campaigns, freezing, services, targets, tasks
-from agents.models import Campaign, CampaignStatus, Cap, Command, CommandStatus, Order, Target, TargetStatus, Verb
+from agents.models import (
+    BootSession,
+    Campaign,
+    CampaignStatus,
+    Cap,
+    Command,
+    CommandStatus,
+    Order,
+    Target,
+    TargetStatus,
+    Verb,
+)
 from agents.selecting import Selection
 from fleet.models import AuditEntry, Client, Membership, Tag
 from tests.agents.halls import (
@@ -191,9 +202,11 @@ def test_who_is_busy_gets_its_turn_when_it_is_free(world: World, hall: dict[str,
 def test_only_who_is_off_is_woken(world: World, hall: dict[str, Client]) -> None:
     leaves(hall["A2"])
     leaves(hall["B2"])
+    BootSession.objects.filter(client=hall["A3"]).update(status="booting")
     campaign = started(world, verb=Verb.WAKE)
     assert ordered(campaign) == ["A2", "B2"]
     assert (fates(campaign)["A1"], reason_of(campaign, hall["A1"])) == ("skipped", "is on already")
+    assert fates(campaign)["A3"] == "skipped", "it boots"
 
 
 # --- bounds --------------------------------------------------------------------------------------------------------

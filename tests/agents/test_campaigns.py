@@ -152,7 +152,7 @@ def test_a_preview_tells_who_when_and_what_stands_against_it_and_writes_nothing(
     assert seen.warnings == (
         "Nothing is signed at present: smoke in hall 2.",
         "1 PC with a local hold will refuse.",
-        "1 PC are left out unless they connect in time.",
+        "1 PC is left out unless it connects in time.",
     )
     assert (Order.objects.count(), AuditEntry.objects.count()) == before
     assert not Campaign.objects.exists()
@@ -174,7 +174,7 @@ def test_a_preview_says_how_long_caps_and_spread_make_it_take(world: World, hall
 def test_a_preview_of_waking_counts_those_that_are_off(world: World, hall: dict[str, Client]) -> None:
     leaves(hall["A2"])
     seen = preview(planned(world, verb=Verb.WAKE))
-    assert (seen.reached, seen.warnings) == (1, ("3 PCs are left out: they are on already.",))
+    assert (seen.reached, seen.warnings) == (1, ("3 PCs are left out: on already.",))
 
 
 def test_a_preview_costs_as_much_for_many_as_for_few(world: World, hall: dict[str, Client]) -> None:

@@ -158,9 +158,9 @@ def test_what_decides_about_a_clients_turn_is_read_in_one_query(world: World) ->
     assert {seat: client.busy for seat, client in chosen.items() if client.busy} == {"A2": "restart"}
     assert [seat for seat, client in chosen.items() if client.hold] == ["A10"]
     assert chosen["A10"].hold.startswith("match running until ")
-    assert chosen["A1"].wanted(Verb.CYCLE)
-    assert not chosen["A1"].wanted(Verb.WAKE)
-    assert chosen["B2"].wanted(Verb.WAKE)
+    assert chosen["A1"].able(Verb.CYCLE)
+    assert not chosen["A1"].able(Verb.WAKE)
+    assert chosen["B2"].able(Verb.WAKE)
 
 
 SEATS = st.lists(st.text("AB1 2-./9", max_size=6).map(str.strip), min_size=1, max_size=8)
