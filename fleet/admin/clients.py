@@ -10,6 +10,7 @@ from django.db import models
 from django.db.models import Count, QuerySet
 from django.forms import ModelChoiceField, ModelMultipleChoiceField
 from django.http import HttpRequest
+from django.template.defaultfilters import pluralize
 
 from fleet import services
 from fleet.admin.guarded import actor
@@ -100,7 +101,8 @@ class ClientAdmin(ScopedAdmin[Client]):
         except OperatorError as error:
             self.message_user(request, str(error), messages.ERROR)
         else:
-            self.message_user(request, f"{name}: {'taken from' if off else 'put on'} {number}.", messages.SUCCESS)
+            said = f"The tag {name} is {'taken from' if off else 'put on'} {number} client{pluralize(number)}."
+            self.message_user(request, said, messages.SUCCESS)
 
     def _admit(self, request: HttpRequest, clients: QuerySet[Client], admission: Admission) -> None:
         done = []
