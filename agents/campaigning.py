@@ -11,7 +11,7 @@ from uuid import UUID
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import OperationalError, transaction
-from django.db.models import Max, Q, QuerySet
+from django.db.models import Max, Q
 from django.utils import timezone
 
 from agents import caps, freezing, services, targets
@@ -35,7 +35,6 @@ from fleet.transitions import move
 log = logging.getLogger(__name__)
 CLOCK = "clock"
 MINUTE = timedelta(seconds=60)  # over which a cap counts
-_NOT_ACCEPTED = (CommandStatus.QUEUED, CommandStatus.SENT)  # a client asks before it acts, so these can be called back
 
 
 def step() -> None:
@@ -233,29 +232,18 @@ def _keep_fresh(order: Order, expires: datetime) -> None:
     """A command's time begins when it is signed: what waits for a ceiling, or for a freeze to be lifted, is given its time again."""
     late = expires - timedelta(seconds=settings.COMMAND_LIFE / 3)
     queued = Command.objects.filter(order=order, verb=order.verb, status=CommandStatus.QUEUED, expires_at__lt=late)
-    _free(queued).update(expires_at=expires)
-
-
-def call_back(order: Order, reason: str) -> int:
-    """Cancel what no client has accepted, in one statement; how many. What is being signed or accepted at this moment is left for the next."""
-    waiting = Command.objects.filter(order=order, status__in=_NOT_ACCEPTED)
-    return _free(waiting).update(status=CommandStatus.CANCELLED, finished_at=timezone.now(), reason=reason[:300])
-
-
-def _free(commands: QuerySet[Command]) -> QuerySet[Command]:
-    """Those of ``commands`` that nobody else changes now. To wait for one while others wait for us is how deadlocks are made."""
-    rows = commands.select_for_update(no_key=True, skip_locked=True).order_by()
-    return commands.filter(pk__in=list(rows.values_list("pk", flat=True)))
+    services.unlocked(queued).update(expires_at=expires)
 
 
 def halt(campaign: Campaign, status: CampaignStatus, why: str, actor: User | AnonymousUser | str) -> int:
     """End a campaign before its time: nobody who has not accepted does anything. How many commands were called back. Raises WrongState."""
     with transaction.atomic():
         move(campaign, status, outcome=why[:300], paused_at=None)
-        # The log before the commands: whoever holds its end may be about to change one of them.
+        audit.hold(campaign.order.site)
         counts = targets.tally(campaign)
-        audit.record(f"campaign.{status}", campaign, site=campaign.order.site, actor=actor, why=why, **counts)
-        number = call_back(campaign.order, why)
+        number = services.call_back(campaign.order, why)
+        detail = {"why": why, "called_back": number, **counts}
+        audit.record(f"campaign.{status}", campaign, site=campaign.order.site, actor=actor, **detail)
     with transaction.atomic():  # of its own, so that clients need not wait for it
         _clear(campaign)
         targets.follow(campaign)
@@ -265,10 +253,6 @@ def halt(campaign: Campaign, status: CampaignStatus, why: str, actor: User | Ano
 
 def _clear(campaign: Campaign) -> None:
     """End what waits in a campaign that was ended."""
-    call_back(campaign.order, campaign.outcome)
+    audit.hold(campaign.order.site)
+    services.call_back(campaign.order, campaign.outcome)
     targets.close_all(campaign, TargetStatus.CANCELLED, campaign.outcome)
-
-
-def not_accepted(campaign: Campaign) -> bool:
-    """Whether there is something left to call back."""
-    return Command.objects.filter(order=campaign.order_id, status__in=_NOT_ACCEPTED).exists()

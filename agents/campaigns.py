@@ -3,7 +3,6 @@
 ``plan`` makes a campaign that makes sense and saves nothing; ``preview`` tells what it would do; ``start`` writes it down.
 """
 
-import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
@@ -29,7 +28,6 @@ HOW = (
 )
 LIFE = timedelta(hours=1)  # of a campaign, unless somebody says otherwise
 LONGEST = timedelta(days=7)
-PASSES, PAUSE_S = 10, 0.05  # of calling back what was just being signed; the worker does the rest
 AHEAD = timedelta(days=31)  # for those that start later
 
 
@@ -204,12 +202,7 @@ def stop(campaign: Campaign, actor: User | AnonymousUser) -> int:
     _require(campaign, actor, "stop")
     why = f"stopped by {audit.actor_name(actor)}"
     number = campaigning.halt(campaign, CampaignStatus.STOPPED, why, actor)
-    for _ in range(PASSES):
-        if not campaigning.not_accepted(campaign):
-            break
-        time.sleep(PAUSE_S)
-        number += campaigning.call_back(campaign.order, why)
-    return number
+    return number + services.call_back_rest(campaign.order, why)
 
 
 def _require(campaign: Campaign, actor: User | AnonymousUser, what: str) -> None:

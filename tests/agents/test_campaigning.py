@@ -25,7 +25,7 @@ from agents.models import (
     Verb,
 )
 from agents.selecting import Selection
-from fleet.models import AuditEntry, Client, Membership, Tag
+from fleet.models import AuditEntry, Client, ClientState, Membership, Tag
 from tests.agents.halls import (
     accepts,
     comes,
@@ -158,7 +158,7 @@ def test_over_a_spread_each_has_its_turn_at_its_place(world: World, hall: dict[s
 
 def test_who_is_away_is_left_out_and_with_what_it_was(world: World, hall: dict[str, Client]) -> None:
     leaves(hall["A2"])
-    leaves(hall["B1"], "lost")  # type: ignore[arg-type]
+    leaves(hall["B1"], ClientState.LOST)
     campaign = started(world)
     assert ordered(campaign) == ["A1", "A3", "A10", "B2"]
     assert (fates(campaign)["A2"], reason_of(campaign, hall["A2"])) == ("skipped", "not connected: off")
@@ -197,6 +197,31 @@ def test_who_is_busy_gets_its_turn_when_it_is_free(world: World, hall: dict[str,
     assert fates(campaign)["A2"] == "waiting"
     Command.objects.filter(client=hall["A2"]).update(status=SUCCEEDED)
     assert "A2" in ordered(stepped(campaign))
+
+
+def test_who_is_away_because_of_what_it_carries_out_is_not_left_out(world: World, hall: dict[str, Client]) -> None:
+    services.order(Verb.RESTART, [hall["A2"]], "hangs", world.vera)
+    leaves(hall["A2"], ClientState.BOOTING)
+    campaign = started(world)
+    assert fates(campaign)["A2"] == "waiting"
+    Command.objects.filter(client=hall["A2"]).update(status=SUCCEEDED)
+    comes(hall["A2"])
+    assert "A2" in ordered(stepped(campaign))
+
+
+def test_nobody_is_left_out_before_the_caps_let_it_have_its_turn(world: World, hall: dict[str, Client]) -> None:
+    Cap.objects.create(site=world.clubroom, verb=Verb.RESTART, at_once=1)
+    for seat in ("A2", "B2"):
+        leaves(hall[seat])
+    campaign = started(world)
+    assert Counter(fates(campaign).values()) == {"ordered": 1, "waiting": 5}
+    comes(hall["A2"])
+    ends(SUCCEEDED, hall["A1"])
+    assert ordered(stepped(campaign)) == ["A2"]
+    for seat in ("A2", "A3", "A10", "B1"):
+        ends(SUCCEEDED, hall[seat])
+        stepped(campaign)
+    assert (fates(campaign)["B2"], stepped(campaign).status) == ("skipped", CampaignStatus.DONE)
 
 
 def test_only_who_is_off_is_woken(world: World, hall: dict[str, Client]) -> None:

@@ -88,6 +88,13 @@ def test_a_tag_of_the_same_name_elsewhere_is_another(world: World) -> None:
     assert found(world, tags=["stage"]) == []
 
 
+def test_a_row_whose_name_ends_in_a_number_has_no_seats_of_another(world: World) -> None:
+    for number, seat in enumerate(("2-1/4", "2-1/5", "2-14", "2-1", "12-1/4"), 1):
+        make_client(world.clubroom, f"52:54:00:00:00:0{number}", seat=seat)
+    assert found(world, rows=["2-1"]) == ["2-1/4", "2-1/5"]
+    assert found(world, rows=["2"]) == ["2-1", "2-14"]
+
+
 @pytest.mark.parametrize(
     ("said", "message"),
     [
