@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable
 from typing import Any
+from uuid import uuid4
 
 from django.utils import timezone
 
 from agents import campaigning, campaigns, evidence
 from agents.models import BootSession, Campaign, Command, CommandStatus, SessionStatus, Target, TargetStatus, Verb
 from agents.selecting import Selection
-from fleet.models import Client, ClientState, Site
+from fleet.models import Admission, Client, ClientState, Site
 from fleet.transitions import move
 from tests.agents.restores import make_session
 from tests.world import World, make_client
@@ -99,3 +100,23 @@ def _open(clients: Iterable[Client]) -> Iterable[Command]:
 
 def _seats(targets: Any) -> list[str]:
     return list(targets.order_by("wave", "place").values_list("client__seat", flat=True))
+
+
+def make_crowd(site: Site, number: int) -> None:
+    """So many connected clients that are ready, in rows of a hundred."""
+    first = Client.objects.count()
+    clients = Client.objects.bulk_create(
+        Client(
+            site=site,
+            mac=f"52:54:01:{n >> 16:02x}:{n >> 8 & 255:02x}:{n & 255:02x}",
+            name=f"pc{n}",
+            seat=f"R{n // 100}-{n % 100}",
+            admission=Admission.IN_SERVICE,
+            state=ClientState.READY,
+        )
+        for n in range(first, first + number)
+    )
+    BootSession.objects.bulk_create(
+        BootSession(client=client, boot_id=uuid4(), bearer_digest=str(client.pk), status=SessionStatus.OPEN)
+        for client in clients
+    )
