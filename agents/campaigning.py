@@ -168,7 +168,8 @@ def _end_if_over(campaign: Campaign) -> bool:
 
 def _judged(campaign: Campaign) -> tuple[int, int]:
     """How many carried it out, or should have, since the wave began or a person said to go on; and how many of them succeeded."""
-    counts = targets.tally(campaign, ended_at__gte=campaign.judged_from)
+    waited_for = Q(status=TargetStatus.EXPIRED, command=None)  # and did not come
+    counts = targets.tally(campaign, Q(ended_at__gte=campaign.judged_from) & ~waited_for)
     return sum(counts.get(status, 0) for status in targets.EXECUTED), counts.get(TargetStatus.SUCCEEDED, 0)
 
 

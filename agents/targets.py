@@ -29,9 +29,9 @@ def tallies(campaigns: Iterable[Campaign]) -> dict[UUID, dict[str, int]]:
     return counts
 
 
-def tally(campaign: Campaign, **only: Any) -> dict[str, int]:
+def tally(campaign: Campaign, *only: Q) -> dict[str, int]:
     """How many targets are in which status; those that nobody is in are left out."""
-    counted = Target.objects.filter(campaign=campaign, **only).order_by().values_list("status")
+    counted = Target.objects.filter(*only, campaign=campaign).order_by().values_list("status")
     return dict(counted.annotate(Count("pk")))
 
 

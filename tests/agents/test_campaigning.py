@@ -416,6 +416,18 @@ def test_who_was_left_out_is_neither_a_success_nor_a_failure(world: World, hall:
     assert ordered(stepped(campaign)) == ["B1", "B2"]
 
 
+def test_who_was_waited_for_and_did_not_come_is_no_failure(world: World, hall: dict[str, Client], clock: Any) -> None:
+    until = timezone.now() + timedelta(minutes=1)
+    leaves(hall["A2"])
+    campaign = started(world, failed_percent=0, wave_by="row", offline="wait", wait_until=until)
+    clock.move_to(until)
+    assert stepped(campaign).status == CampaignStatus.RUNNING
+    assert stepped(campaign).status == CampaignStatus.RUNNING
+    assert fates(campaign)["A2"] == "expired"
+    ends(LOST, hall["A1"])
+    assert stepped(campaign).status == CampaignStatus.PAUSED
+
+
 def test_failures_at_the_very_end_leave_nothing_to_pause(world: World, hall: dict[str, Client]) -> None:
     campaign = started(world, failed_percent=0)
     accepts(*hall.values())
