@@ -236,6 +236,8 @@ SPECTACULAR_SETTINGS = {
         "VersionStatus": "images.models.VersionStatus",
         "CommandStatus": "agents.models.CommandStatus",
         "SessionStatus": "agents.models.SessionStatus",
+        "ClientState": "fleet.models.ClientState",
+        "CampaignVerb": "agents.api.campaigns.VERBS",
         "Verb": "agents.models.Verb",
     },
 }

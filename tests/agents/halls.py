@@ -7,8 +7,20 @@ from uuid import uuid4
 from django.utils import timezone
 
 from agents import campaigning, campaigns, evidence
-from agents.models import BootSession, Campaign, Command, CommandStatus, SessionStatus, Target, TargetStatus, Verb
+from agents.models import (
+    BootSession,
+    Campaign,
+    Cap,
+    Command,
+    CommandStatus,
+    Freeze,
+    SessionStatus,
+    Target,
+    TargetStatus,
+    Verb,
+)
 from agents.selecting import Selection
+from fleet import services
 from fleet.models import Admission, Client, ClientState, Site
 from fleet.transitions import move
 from tests.agents.restores import make_session
@@ -120,3 +132,14 @@ def make_crowd(site: Site, number: int) -> None:
         BootSession(client=client, boot_id=uuid4(), bearer_digest=str(client.pk), status=SessionStatus.OPEN)
         for client in clients
     )
+
+
+def make_rows(world: World, command: Command) -> None:
+    """At the club room: a campaign whose one target has this command; a tag, a cap, a freeze."""
+    campaign = Campaign.objects.create(order=command.order, expires_at=timezone.now())
+    Target.objects.create(
+        campaign=campaign, client=command.client, wave=1, place=0, status=command.status, command=command
+    )
+    services.tag([command.client], "stage", world.vera)
+    Cap.objects.create(site=world.clubroom, verb=Verb.CYCLE, at_once=5)
+    Freeze.objects.create(site=world.clubroom, reason="smoke")
