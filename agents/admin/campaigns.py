@@ -68,8 +68,8 @@ class CampaignAdmin(OperatedAdmin[Campaign]):
         return found
 
     @admin.display(description="ordered at", ordering="order__ordered_at")
-    def ordered_at(self, campaign: Campaign) -> Any:
-        return campaign.order.ordered_at
+    def ordered_at(self, campaign: Campaign) -> str:
+        return f"{campaign.order.ordered_at:%Y-%m-%d %H:%M:%S}"
 
     @admin.display(description="order", ordering="order__verb")
     def verb(self, campaign: Campaign) -> SafeString:
