@@ -26,7 +26,6 @@ from images import bootplan, layers, releasing, signatures, starting
 from images.builder.initrd import KERNEL_WORDS
 from images.models import Release
 
-CONVERSATION = 1  # the protocol of firmware and initrd, beside that of the daemon
 RETRY_S = 10
 MOST_PENDING = 500  # clients nobody admitted, per site: a flood of invented MACs ends there
 STAGES = ("network", "plan", "fetch", "verify", "root", "handover")
@@ -295,7 +294,7 @@ def _wait(boot_id: str, reason: str) -> str:
 def _lines(**plan: object) -> str:
     if "reason" in plan:
         plan["reason"] = re.sub(r"[^A-Za-z0-9._:/+=,@ -]", " ", str(plan["reason"]))
-    return protocol.format_plan({"protocol": CONVERSATION, **plan})
+    return protocol.format_plan({"protocol": protocol.PLAN_VERSION, **plan})
 
 
 @transaction.atomic

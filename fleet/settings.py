@@ -71,6 +71,22 @@ CAPTURE_LIMIT = env.number("FLEET_CAPTURE_LIMIT", 900, low=2, high=3600)  # of p
 PROTOCOL_FLOOR = env.number("FLEET_PROTOCOL_FLOOR", 1, low=1, high=2)  # that a daemon must speak at least
 COMMAND_LIFE = env.number("FLEET_COMMAND_LIFE", 120, low=5, high=3600)  # to be accepted, and again to be proven
 
+# What the sender signs within sixty seconds at the most, by verb, for all sites: read from the sender's own environment, so that neither a
+# person nor whoever has taken the web process gets beyond it. 0: none.
+CEILING = env.counts(
+    "FLEET_CEILING",
+    {
+        "restart": 2000,
+        "poweroff": 2000,
+        "cycle": 20000,
+        "capture": 60,
+        "message": 20000,
+        "wake": 2000,
+        "wake-relay": 2000,
+    },
+)
+SENDER_BOOK = env.path("FLEET_SENDER_BOOK", DATA / "sender" / "book.sqlite3")  # for the sender's eyes alone
+
 # --- Django ---------------------------------------------------------------------------------------------------------
 INSTALLED_APPS = [
     "agents",
@@ -156,7 +172,8 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
 CELERY_BEAT_SCHEDULE_FILENAME = str(DATA / "clock.schedule")
 CELERY_BEAT_SCHEDULE = {
     "agents": {"task": "agents.tasks.tick", "schedule": 2.0, "options": {"expires": 2}},
-    "orders": {"task": "agents.tasks.send_due", "schedule": 5.0, "options": {"expires": 5}},
+    "orders": {"task": "agents.tasks.send_due", "schedule": 2.0, "options": {"expires": 2}},
+    "campaigns": {"task": "agents.tasks.step_campaigns", "schedule": 1.0, "options": {"expires": 1}},
     **{
         f"alive-{queue}": {
             "task": "fleet.tasks.say_alive",
@@ -220,6 +237,7 @@ SPECTACULAR_SETTINGS = {
         "VersionStatus": "images.models.VersionStatus",
         "CommandStatus": "agents.models.CommandStatus",
         "SessionStatus": "agents.models.SessionStatus",
+        "Verb": "agents.models.Verb",
     },
 }
 

@@ -136,15 +136,14 @@ class Gateway:
     def _nudged(self, data: bytes) -> None:
         try:
             content = json.loads(data)
-            clients = [uuid.UUID(client) for client in content.get("clients") or ()]
-            sessions = {uuid.UUID(session) for session in content.get("cut_off") or ()}
-            if not clients and not sessions:
+            clients = [uuid.UUID(client) for client in content.get("clients", ())]
+            sessions = {uuid.UUID(session) for session in content.get("cut_off", ())}
+            if not content.keys() & {"clients", "cut_off"}:
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             log.error("A nudge that is none was published on %s: %r", CHANNEL, data[:100])
             return
-        if sessions:
-            self._parking.forget(sessions)
+        self._parking.forget(sessions)
         for client in clients:
             self._parking.wake(client)
 
@@ -277,8 +276,8 @@ class Gateway:
         body = await request.json()
         nonce, boot_id = body.get("nonce"), body.get("boot_id")
         speaks = body.get("protocol")
-        if type(speaks) is not int or not 1 <= speaks <= protocol.VERSION:
-            raise Problem(400, f"This server speaks protocol {protocol.VERSION} and those before it.")
+        if type(speaks) is not int or speaks not in protocol.VERBS:
+            raise Problem(400, f"This server speaks the protocols {', '.join(map(str, protocol.VERBS))}.")
         if not isinstance(nonce, str) or not _NONCE(nonce) or not isinstance(boot_id, str):
             raise Problem(400, "The nonce or the boot_id is not one.")
         try:
