@@ -15,7 +15,7 @@ from agents.models import BootSession, Command, CommandStatus, SessionStatus
 from agents.observing import locked, observe
 from agents.sending import CHANNEL, connection
 from fleet import audit
-from fleet.exceptions import Forbidden, OperatorError
+from fleet.exceptions import Forbidden
 from fleet.models import ClientState
 from fleet.roles import Right
 from fleet.transitions import move
@@ -24,19 +24,16 @@ log = logging.getLogger(__name__)
 
 
 @transaction.atomic
-def revoke(session: BootSession, actor: User | AnonymousUser, reason: str) -> None:
+def revoke(session: BootSession, actor: User | AnonymousUser, reason: str = "") -> None:
     """Cut off a boot of a client that lives, or may come back. The client gets a new session by booting anew.
 
-    What was sent to it and not accepted expires. Raises Forbidden without the right ENROL, OperatorError without a reason,
-    WrongState for a session that has ended already.
+    What was sent to it and not accepted expires. Raises Forbidden without the right ENROL, WrongState for a session that has
+    ended already.
     """
     if not BootSession.objects.filter(pk=session.pk).visible_to(actor, Right.ENROL).exists():
         raise Forbidden(
             f"You may not revoke the {session}.", hint="Ask a volunteer of its site.", site=session.client.site
         )
-    reason = reason.strip()[:200]
-    if not reason:
-        raise OperatorError("Revoking a session needs a reason.", hint="Say in a few words why.")
     client = locked(session.client_id)
     lives = BootSession.objects.filter(pk=session.pk, status__in=BootSession.LIVE).exists()
     move(session, SessionStatus.REVOKED, ended_at=timezone.now())
@@ -45,7 +42,8 @@ def revoke(session: BootSession, actor: User | AnonymousUser, reason: str) -> No
         end(command, CommandStatus.EXPIRED, "its session was revoked")
     if lives:
         observe(client, ClientState.LOST)
-    audit.record("session.revoked", session, site=client.site, actor=actor, reason=reason, boot=str(session.boot_id))
+    detail = {"reason": reason.strip()[:200], "boot": str(session.boot_id)}
+    audit.record("session.revoked", session, site=client.site, actor=actor, **detail)
     transaction.on_commit(partial(_tell, session.pk))
 
 

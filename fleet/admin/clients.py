@@ -21,17 +21,19 @@ from fleet.roles import Right
 @admin.register(Client)
 class ClientAdmin(ScopedAdmin[Client]):
     change_right = Right.ENROL
-    actions = ["admit", "maintain", "retire"]
+    actions = ["admit", "maintain", "retire", "take_back_twin"]
     list_display = ["seat", "name", "client_class", "state", "since", "admission", "adapters_named", "site"]
     list_display_links = ["seat", "name"]
-    list_filter = ["site", "client_class", "state", "admission"]
+    list_filter = ["site", "client_class", "state", "admission", ("twin_at", admin.EmptyFieldListFilter)]
     list_select_related = ["client_class", "site"]
     search_fields = ["seat", "name", "mac", "serial"]
-    readonly_fields = ["state", "since", "last_seen", "trouble", "adapters_named", "memory", "product", "serial"]
+    readonly_fields = [
+        *("state", "since", "last_seen", "trouble", "twin_at", "adapters_named", "memory", "product", "serial"),
+    ]
     fieldsets = [
         (None, {"fields": ["site", ("seat", "name"), "mac", "admission"]}),
         ("Class", {"fields": ["client_class", "class_pinned", "adapters_named"]}),
-        ("As last seen", {"fields": [("state", "since"), "last_seen", "trouble", "memory", ("product", "serial")]}),
+        ("As last seen", {"fields": [("state", "since"), "last_seen", "trouble", "twin_at", "memory", ("product", "serial")]}),
     ]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Client | None = None) -> list[str]:
@@ -68,6 +70,16 @@ class ClientAdmin(ScopedAdmin[Client]):
     @admin.action(description="Retire: they boot no more and leave the board", permissions=["change"])
     def retire(self, request: HttpRequest, clients: QuerySet[Client]) -> None:
         self._admit(request, clients, Admission.RETIRED)
+
+    @admin.action(description="Take back the alarm that two have this MAC address", permissions=["change"])
+    def take_back_twin(self, request: HttpRequest, clients: QuerySet[Client]) -> None:
+        for client in clients:
+            try:
+                services.take_back_twin(client, actor(request))
+            except OperatorError as error:
+                self.message_user(request, str(error), messages.ERROR)
+            else:
+                self.message_user(request, f"{client}: the alarm is taken back.", messages.SUCCESS)
 
     def _admit(self, request: HttpRequest, clients: QuerySet[Client], admission: Admission) -> None:
         done = []
