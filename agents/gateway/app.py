@@ -9,7 +9,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -325,10 +325,11 @@ class Gateway:
         hold = time.monotonic() + settings.POLL_HOLD
         while True:
             if attendant.client in self._parking.waiting:
-                if not await self._knows_keys(attendant):
-                    return Answer(204, headers=ASK_ANEW)
                 self._parking.waiting.discard(attendant.client)
                 if envelopes := await self._database.read(_envelopes, attendant.session, int(cursor)):
+                    if await self._must_ask(attendant, {envelope["key"] for envelope in envelopes}):
+                        self._parking.waiting.add(attendant.client)
+                        return Answer(204, headers=ASK_ANEW)
                     metrics.POLLS.labels("delivered").inc()
                     return Answer.json({"commands": envelopes, "server_time_ms": _now_ms()})
             how = await self._parking.park(attendant, hold - time.monotonic())
@@ -342,15 +343,18 @@ class Gateway:
                 attendant, _ = await self._attendant(request)
                 attendant.state = state
             elif how != "wake":
-                knows = await self._knows_keys(attendant)
-                return Answer(204, headers={"Fleet-Time": str(_now_ms())} if knows else ASK_ANEW)
+                must = await self._must_ask(attendant)
+                return Answer(204, headers=ASK_ANEW if must else {"Fleet-Time": str(_now_ms())})
 
-    async def _knows_keys(self, attendant: Attendant) -> bool:
-        """Whether its daemon was told the command keys of today, here or by another gateway."""
-        if attendant.keys != self._keys:
-            session = await self._database.read(BootSession.objects.only("command_keys").get, pk=attendant.session)
-            attendant.keys = sys.intern(session.command_keys)
-        return attendant.keys == self._keys
+    async def _must_ask(self, attendant: Attendant, signed: Set[str] | None = None) -> bool:
+        """Whether a daemon must open its session anew: it was not told these keys, or (without any) not just those of today."""
+
+        def suffices() -> bool:
+            return attendant.keys == self._keys if signed is None else signed <= set(attendant.keys.split())
+
+        if not suffices():  # another gateway may have told it
+            attendant.keys = sys.intern(await self._database.read(_told_keys, attendant.session))
+        return not suffices()
 
     async def _reports(self, request: Request) -> Answer:
         _, bearer = await self._attendant(request)
@@ -432,6 +436,10 @@ def _session_of(bearer: str) -> BootSession | None:
 def _command_keys() -> str:
     """The ids of the command keys of today. Files, so that a host that is given new ones needs no restart."""
     return sys.intern(ids(public_keys(settings.PUBLIC_KEYS, "command")))
+
+
+def _told_keys(session: uuid.UUID) -> str:
+    return BootSession.objects.values_list("command_keys", flat=True).get(pk=session)
 
 
 def _cut_off(since: datetime) -> set[uuid.UUID]:
