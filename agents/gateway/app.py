@@ -76,6 +76,7 @@ class Gateway:
             ("POST", "/agent/v1/bye"): (self._bye, Bucket(500, 5000)),
             ("GET", "/metrics"): (self._metrics, Bucket(2, 10)),
         }
+        self._store = Bucket(2000, 50000)  # one that starts fetches half a dozen artefacts
         self._methods: dict[str, str] = {path: method for method, path in self._routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -176,6 +177,7 @@ class Gateway:
         try:
             request = Request.of(scope, receive)
             if request.path.startswith("/store/") and request.method in ("GET", "HEAD"):
+                self._admit(self._store, "/store/")
                 await artefacts.serve(request, send, settings.STORE)
                 return
             answer = await self._answer(request)
@@ -204,12 +206,15 @@ class Gateway:
         if self._closing:
             raise self._come_again()
         handler, bucket = route
+        self._admit(bucket, request.path)
+        return await handler(request)
+
+    def _admit(self, bucket: Bucket, path: str) -> None:
         try:
             bucket.admit()
         except Problem:
-            metrics.REJECTED.labels(request.path).inc()
+            metrics.REJECTED.labels(path).inc()
             raise
-        return await handler(request)
 
     def _come_again(self) -> Problem:
         spread = 1 + random.randint(0, settings.POLL_SPREAD)  # noqa: S311 - spreads load, guards nothing
