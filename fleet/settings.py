@@ -171,6 +171,7 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
 }
 CELERY_BEAT_SCHEDULE_FILENAME = str(DATA / "clock.schedule")
 CELERY_BEAT_SCHEDULE = {
+    "checkpoints": {"task": "agents.tasks.send_checkpoints", "schedule": 60.0, "options": {"expires": 60}},
     "agents": {"task": "agents.tasks.tick", "schedule": 2.0, "options": {"expires": 2}},
     "orders": {"task": "agents.tasks.send_due", "schedule": 2.0, "options": {"expires": 2}},
     "campaigns": {"task": "agents.tasks.step_campaigns", "schedule": 1.0, "options": {"expires": 1}},
