@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
@@ -74,8 +75,13 @@ def clean_facts(facts: object) -> dict[str, Any]:
 
 
 @transaction.atomic
-def open_session(session: BootSession, boot_id: str, facts: Mapping[str, Any]) -> None:
-    """The daemon is up. Raises WrongState for a session that was superseded, or opened by another boot."""
+def open_session(
+    session: BootSession, boot_id: str, facts: Mapping[str, Any], *, speaks: int = 1, command_keys: str = ""
+) -> None:
+    """The daemon is up. Raises WrongState for a session that was superseded or revoked, or opened by another boot.
+
+    ``speaks`` is its protocol, ``command_keys`` the ids of the keys that it is told now.
+    """
     client = locked(session.client_id)
     session.refresh_from_db()
     if str(session.boot_id) != boot_id:
@@ -85,10 +91,23 @@ def open_session(session: BootSession, boot_id: str, facts: Mapping[str, Any]) -
         SessionStatus.OPEN,
         opened_at=session.opened_at or timezone.now(),
         facts=dict(facts),
+        protocol=speaks,
+        command_keys=command_keys or session.command_keys,
         last_seen=timezone.now(),
     )
     if client.state != ClientState.CYCLING:
         observe(client, ClientState.BOOTING if client.state == ClientState.BOOTING else ClientState.READY, trouble="")
+
+
+@transaction.atomic
+def refuse_old(session: BootSession, speaks: int) -> str:
+    """A daemon speaks an older protocol than FLEET_PROTOCOL_FLOOR: noted as its client's trouble, in the words returned."""
+    least = settings.PROTOCOL_FLOOR
+    why = f"Its daemon speaks protocol {speaks}, and this server wants {least} at least: boot it with a newer version."
+    client = locked(session.client_id)
+    if client.trouble != why:
+        observe(client, ClientState(client.state), trouble=why)
+    return why
 
 
 @transaction.atomic

@@ -38,7 +38,6 @@ GROUP = 500  # commands signed in one go: the first of ten thousand are on their
 EARLY_MS = 1000  # a client's idea of the server's time may be so much behind
 
 
-@cache
 def _signer() -> Signer:
     return Signer.load(settings.COMMAND_KEY, "command")
 

@@ -4,7 +4,7 @@ from uuid import UUID
 
 from celery import shared_task
 
-from agents import campaigning, schedule, sending
+from agents import campaigning, schedule, sending, witnessing
 from agents.models import Command
 
 
@@ -17,6 +17,12 @@ def send_order(order: str) -> None:
 def send_due() -> None:
     """What a lost message left behind, and what caps, a freeze or a missing approval held back."""
     sending.send(Command.objects.all())
+
+
+@shared_task
+def send_checkpoints() -> None:
+    """Signed heads of the audit log: in the sender, which alone has the key."""
+    witnessing.witness()
 
 
 @shared_task

@@ -9,7 +9,7 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 
 from fleet import audit
-from fleet.exceptions import Forbidden, OperatorError
+from fleet.exceptions import Forbidden, OperatorError, WrongState
 from fleet.hardware import Adapter, Rule, deduce
 from fleet.models import Admission, ApiToken, Client, ClientClass, HardwareRule, Tag, UnknownHardware
 from fleet.roles import Right
@@ -56,6 +56,20 @@ def admit(client: Client, actor: User | AnonymousUser, admission: Admission = Ad
     audit.record("client.admission", client, site=client.site, actor=actor, was=client.admission, now=admission.value)
     client.admission = admission
     client.save(update_fields=["admission"])
+
+
+@transaction.atomic
+def take_back_twin(client: Client, actor: User | AnonymousUser) -> None:
+    """End the alarm that two machines have the MAC address of ``client``; it comes again if they still do.
+
+    Raises Forbidden without the right ENROL, WrongState where there is no alarm.
+    """
+    if not Client.objects.filter(pk=client.pk).visible_to(actor, Right.ENROL).exists():
+        raise Forbidden(f"You may not judge {client}.", hint="Ask a volunteer of its site.", site=client.site)
+    if not Client.objects.filter(pk=client.pk).exclude(twin_at=None).update(twin_at=None):
+        raise WrongState(f"There is no such alarm of {client}.", hint="Somebody else was there first.")
+    client.refresh_from_db(fields=["twin_at"])
+    audit.record("client.twin-taken-back", client, site=client.site, actor=actor, mac=client.mac)
 
 
 @transaction.atomic

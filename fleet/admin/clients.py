@@ -28,18 +28,23 @@ class TaggingForm(ActionForm):
 @admin.register(Client)
 class ClientAdmin(ScopedAdmin[Client]):
     change_right = Right.ENROL
-    actions = ["admit", "maintain", "retire", "tag", "untag"]
+    actions = ["admit", "maintain", "retire", "take_back_twin", "tag", "untag"]
     action_form = TaggingForm
     list_display = ["seat", "name", "client_class", "state", "since", "admission", "adapters_named", "site"]
     list_display_links = ["seat", "name"]
-    list_filter = ["site", "client_class", "state", "admission", "tags"]
+    list_filter = ["site", "client_class", "state", "admission", "tags", ("twin_at", admin.EmptyFieldListFilter)]
     list_select_related = ["client_class", "site"]
     search_fields = ["seat", "name", "mac", "serial"]
-    readonly_fields = ["state", "since", "last_seen", "trouble", "adapters_named", "memory", "product", "serial"]
+    readonly_fields = [
+        *("state", "since", "last_seen", "trouble", "twin_at", "adapters_named", "memory", "product", "serial"),
+    ]
     fieldsets = [
         (None, {"fields": ["site", ("seat", "name"), "mac", "admission", "tags"]}),
         ("Class", {"fields": ["client_class", "class_pinned", "adapters_named"]}),
-        ("As last seen", {"fields": [("state", "since"), "last_seen", "trouble", "memory", ("product", "serial")]}),
+        (
+            "As last seen",
+            {"fields": [("state", "since"), "last_seen", "trouble", "twin_at", "memory", ("product", "serial")]},
+        ),
     ]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Client | None = None) -> list[str]:
@@ -103,6 +108,16 @@ class ClientAdmin(ScopedAdmin[Client]):
         else:
             said = f"The tag {name} is {'taken from' if off else 'put on'} {number} client{pluralize(number)}."
             self.message_user(request, said, messages.SUCCESS)
+
+    @admin.action(description="Take back the alarm that two have this MAC address", permissions=["change"])
+    def take_back_twin(self, request: HttpRequest, clients: QuerySet[Client]) -> None:
+        for client in clients:
+            try:
+                services.take_back_twin(client, actor(request))
+            except OperatorError as error:
+                self.message_user(request, str(error), messages.ERROR)
+            else:
+                self.message_user(request, f"{client}: the alarm is taken back.", messages.SUCCESS)
 
     def _admit(self, request: HttpRequest, clients: QuerySet[Client], admission: Admission) -> None:
         done = []

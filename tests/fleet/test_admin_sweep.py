@@ -139,7 +139,7 @@ def _reverse(name: str, choice: dict[str, Any]) -> str | None:
 
 
 def rows() -> dict[str, list[dict[str, Any]]]:
-    """What the admin edits, but for what anybody may change of their own: the other site, tokens, times of logins.
+    """What the admin edits, but for what anybody may change of their own: the other site, tokens, times of logins and of requests.
 
     The audit log is left out too: it notes who was refused.
     """
@@ -152,7 +152,8 @@ def rows() -> dict[str, list[dict[str, Any]]]:
             site = site_of(row)
             if (site is None or site.slug == "clubroom") and getattr(row, "name", "") != "taken":
                 values = {field.attname: getattr(row, field.attname) for field in row._meta.concrete_fields}
-                values.pop("last_login", None)
+                for noted in ("last_login", "last_used_at"):
+                    values.pop(noted, None)
                 kept.setdefault(model._meta.label, []).append(values)
     return kept
 
