@@ -13,8 +13,10 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
+from agents import waking
 from agents.daemon import protocol
 from agents.models import BootSession, Command, CommandStatus, SessionStatus, Verb
+from agents.power import relays
 from fleet import audit
 from fleet.exceptions import WrongState
 from fleet.models import Client
@@ -48,7 +50,11 @@ def send(commands: Iterable[Command]) -> int:
     """Sign and hand over queued commands; how many. One that has nobody to go to ends here, with the reason."""
     signer = _signer()
     sent = []
+    commands = list(commands)
+    waking.send(command for command in commands if command.verb == Verb.WAKE)
     for command in commands:
+        if command.verb == Verb.WAKE:
+            continue
         try:
             if _prepare(command):
                 _sign(command, signer)
@@ -77,7 +83,7 @@ def _prepare(command: Command) -> bool:
     if session is None:
         move(command, CommandStatus.FAILED, finished_at=now, reason="the client is not connected")
         return False
-    command.args = {}
+    command.args = command.args if command.verb == Verb.RELAY else {}
     if command.verb == Verb.CYCLE:
         if session.release is None:
             move(command, CommandStatus.FAILED, finished_at=now, reason="its release is gone, and with it the template")
@@ -116,7 +122,7 @@ def _sign(command: Command, signer: Signer) -> None:
             boot=str(command.session.boot_id),
             sequence=command.sequence,
             verb=command.verb,
-            args=command.args,
+            args=relays.with_passwords(command.args) if command.verb == Verb.RELAY else command.args,
             not_before_ms=round(now.timestamp() * 1000) - 1000,
             expires_ms=round(command.expires_at.timestamp() * 1000),
         )

@@ -70,6 +70,14 @@ BOOT_LIMIT = env.number("FLEET_BOOT_LIMIT", 300, low=10, high=3600)  # a boot th
 CAPTURE_LIMIT = env.number("FLEET_CAPTURE_LIMIT", 900, low=2, high=3600)  # of packing and sending a home
 COMMAND_LIFE = env.number("FLEET_COMMAND_LIFE", 120, low=5, high=3600)  # to be accepted, and again to be proven
 
+# --- power on (docs/power.md) ---------------------------------------------------------------------------------------
+# Where a gateway, as the site's boot host, broadcasts wake packets; none: it does not stand in any boot LAN.
+WAKE_BROADCAST = env.addresses("FLEET_WAKE_BROADCAST", "255.255.255.255")
+# Where the sender may reach power ports; none: nowhere. What a person enters as an address must lie there.
+POWER_NETWORKS = env.networks("FLEET_POWER_NETWORKS")
+# Their passwords, a file each in a directory for each site, readable by the sender alone.
+POWER_CREDENTIALS = env.path("FLEET_POWER_CREDENTIALS", DATA / "power")
+
 # --- Django ---------------------------------------------------------------------------------------------------------
 INSTALLED_APPS = [
     "agents",

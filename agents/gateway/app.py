@@ -23,7 +23,8 @@ from agents.gateway import artefacts, captures
 from agents.gateway.database import Database
 from agents.gateway.http import Answer, Bucket, Problem, Receive, Request, Scope, Send, reply
 from agents.gateway.parking import Attendant, Parking
-from agents.models import BootSession, Command, CommandStatus, SessionStatus
+from agents.gateway.waker import Waker
+from agents.models import BootSession, Command, CommandStatus, SessionStatus, Verb
 from agents.schedule import GATEWAY_UP
 from agents.sending import CHANNEL
 from agents.signing import public_keys
@@ -51,6 +52,7 @@ class Gateway:
         self._parking = Parking()
         metrics.PARKED.set_function(self._parking.parked)
         self._database = Database()
+        self._waker = Waker(self._database)
         self._signer = Signer.load(settings.SESSION_KEY, "session")
         self._tasks: list[asyncio.Task[None]] = []
         self._up_since = time.time()
@@ -82,7 +84,7 @@ class Gateway:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                for work in (self._database.run, self._listen, self._sweep):
+                for work in (self._database.run, self._listen, self._sweep, self._waker.run):
                     self._tasks.append(asyncio.create_task(work()))
                 await send({"type": "lifespan.startup.complete"})
             else:
@@ -124,12 +126,16 @@ class Gateway:
 
     def _nudged(self, data: bytes) -> None:
         try:
-            clients = [uuid.UUID(client) for client in json.loads(data)["clients"]]
+            nudge = json.loads(data)
+            clients = [uuid.UUID(client) for client in nudge["clients"]]
+            wake = nudge.get("wake")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             log.error("A nudge that is none was published on %s: %r", CHANNEL, data[:100])
             return
         for client in clients:
             self._parking.wake(client)
+        if wake:
+            self._waker.hint.set()
 
     async def _sweep(self) -> None:
         """Every few seconds: find commands whose nudge was lost, write down who is there, and that we listen."""
@@ -382,8 +388,9 @@ def _session_of(bearer: str) -> BootSession | None:
 
 
 def _with_commands() -> list[uuid.UUID]:
-    """Clients to which a command is on its way."""
-    return list(Command.objects.filter(status=CommandStatus.SENT).values_list("client_id", flat=True))
+    """Clients to which a command is on its way. One to be powered on asks for none."""
+    sent = Command.objects.filter(status=CommandStatus.SENT).exclude(verb=Verb.WAKE)
+    return list(sent.values_list("client_id", flat=True))
 
 
 def _envelopes(session: uuid.UUID, cursor: int) -> list[dict[str, str]]:

@@ -32,7 +32,7 @@ SIMPLE = [
         "REDIS_URL",
     ),
     *("POLL_HOLD", "POLL_SPREAD", "LOST_AFTER", "BOOT_TOKEN_LIFE", "BOOT_LIMIT", "CAPTURE_LIMIT", "COMMAND_LIFE"),
-    "VOLATILE_MIB",
+    *("VOLATILE_MIB", "WAKE_BROADCAST", "POWER_NETWORKS"),
 ]
 
 
@@ -58,6 +58,12 @@ SIMPLE = [
         (lambda env: env.url("X", "", schemes=("http",)), "http://a b", "with a host"),
         (lambda env: env.url("X", "", schemes=("redis",)), "http://u:hunter2@x", "X='http://…@x' must be a URL"),
         (lambda env: env.url("X", "", schemes=("unix",)), "unix://", "X='unix://' must be a URL"),
+        (lambda env: env.addresses("X"), "10.20.0.255, lan", "X: 'lan' is no IPv4 address"),
+        (
+            lambda env: env.networks("X"),
+            "10.20.9.5/24",
+            "X: '10.20.9.5/24' is no network: 10.20.9.5/24 has host bits set",
+        ),
         (lambda env: env.hosts("X", ""), "a, https://b", "X: 'https://b' is no host name"),
         (lambda env: env.hosts("X", ""), "fleet.example:8000", "without scheme and port"),
         (lambda env: env.hosts("X", ""), "a b", "'a b' is no host name"),
