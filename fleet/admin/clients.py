@@ -31,12 +31,20 @@ class ClientAdmin(ScopedAdmin[Client]):
     fieldsets = [
         (None, {"fields": ["site", ("seat", "name"), "mac", "admission"]}),
         ("Class", {"fields": ["client_class", "class_pinned", "adapters_named"]}),
+        ("Power on", {"fields": ["secure_on"]}),
         ("As last seen", {"fields": [("state", "since"), "last_seen", "trouble", "memory", ("product", "serial")]}),
     ]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Client | None = None) -> list[str]:
         """A client's MAC address is its name on the wire: another one is another client."""
         return [*super().get_readonly_fields(request, obj), *(["mac"] if obj else [])]
+
+    def get_fieldsets(self, request: HttpRequest, obj: Client | None = None) -> Any:
+        """The password that wakes it is for those who may change it: to others it would be shown as plain text."""
+        shown = super().get_fieldsets(request, obj)
+        if self.has_change_permission(request, obj):
+            return shown
+        return [(name, options) for name, options in shown if "secure_on" not in options["fields"]]
 
     def formfield_for_foreignkey(
         self, db_field: models.ForeignKey[Any, Any], request: HttpRequest, **kwargs: Any
