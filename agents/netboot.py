@@ -291,7 +291,7 @@ def _wait(boot_id: str, reason: str) -> str:
 def _lines(**plan: object) -> str:
     if "reason" in plan:
         plan["reason"] = re.sub(r"[^A-Za-z0-9._:/+=,@ -]", " ", str(plan["reason"]))
-    return protocol.format_plan({"protocol": protocol.VERSION, **plan})
+    return protocol.format_plan({"protocol": protocol.PLAN_VERSION, **plan})
 
 
 @transaction.atomic

@@ -48,11 +48,16 @@ def _expire() -> None:
 
 
 def _lose_commands() -> None:
-    """Accepted, but nothing proves the effect. A restart has as long as a boot may take, a capture as long as its upload."""
+    """Accepted, but nothing proves the effect. A restart has as long as a boot may take, a capture as long as its upload.
+
+    Where the user is warned first it counts from the end of the warning.
+    """
     for command in _commands(CommandStatus.ACCEPTED):
         limits = {Verb.RESTART: settings.BOOT_LIMIT, Verb.CAPTURE: settings.CAPTURE_LIMIT}
         limit = limits.get(Verb(command.verb), settings.COMMAND_LIFE)
-        if command.accepted_at and timezone.now() - command.accepted_at > timedelta(seconds=limit):
+        assert command.accepted_at is not None
+        warned = command.accepted_at + timedelta(seconds=command.args.get("warn_s", 0))
+        if timezone.now() - max(warned, command.acts_at or warned) > timedelta(seconds=limit):
             _end(command, CommandStatus.LOST, f"accepted, but without a proof within {limit} s")
 
 

@@ -1,31 +1,42 @@
-"""What the sender does, the only worker with the command key: audit, sign, hand over.
+"""What the sender does, the only worker with the command key: keep to caps and freezes, audit, sign, hand over.
 
-The audit entry is committed before the signature exists, so no envelope can be abroad of which the log knows nothing.
+Commands are signed in groups of one site and verb. What a group may hold is written into the sender's book first, then the audit entry is
+committed, then the signatures are made: no envelope can be abroad of which book and log know nothing. Where a sender dies between, the
+next one signs the same commands under new numbers.
 """
 
 import json
 import logging
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
+from typing import Any
+from uuid import UUID
 
 import redis
 from django.conf import settings
 from django.db import transaction
+from django.db.models import F, QuerySet
 from django.utils import timezone
 
-from agents import waking
+from agents import caps, freezing, waking
+from agents.book import Book
 from agents.daemon import protocol
-from agents.models import BootSession, Command, CommandStatus, SessionStatus, Verb
+from agents.models import BootSession, Command, CommandStatus, Order, SessionStatus, Verb
 from agents.power import relays
 from fleet import audit
-from fleet.exceptions import WrongState
 from fleet.models import Client
+from fleet.rows import update_rows
 from fleet.signing import Signer
-from fleet.transitions import move
 from images import homes
+from images.models import HomeTemplate, Release
 
 log = logging.getLogger(__name__)
 CHANNEL = "fleet.nudge"
+GROUP = 500  # commands signed in one go: the first of ten thousand are on their way while the last are signed
+EARLY_MS = 1000  # a client's idea of the server's time may be so much behind
 
 
 @cache
@@ -46,92 +57,156 @@ def nudge(clients: Iterable[object]) -> None:
         log.warning("Redis is away, so the gateway finds the commands at its next sweep: %s", error)
 
 
-def send(commands: Iterable[Command]) -> int:
-    """Sign and hand over queued commands; how many. One that has nobody to go to ends here, with the reason."""
-    signer = _signer()
-    sent = []
-    commands = list(commands)
-    waking.send(command for command in commands if command.verb == Verb.WAKE)
-    for command in commands:
-        if command.verb == Verb.WAKE:
-            continue
-        try:
-            if _prepare(command):
-                _sign(command, signer)
-                sent.append(command.client_id)
-        except WrongState as error:
-            log.info("%s", error)  # another run of this task had it first
-    if sent:
-        nudge(sent)
-    return len(sent)
+def send(waiting: QuerySet[Command]) -> int:
+    """Sign and hand over what caps and freezes let through of the queued commands among ``waiting``; how many.
+
+    One that has nobody to go to ends here, with the reason. Raises SiteError without the key or the book.
+    """
+    _signer()
+    sent = 0
+    queued = waiting.filter(status=CommandStatus.QUEUED)
+    for site, verb in queued.order_by().values_list("order__site", "verb").distinct():
+        mine = queued.filter(order__site=site, verb=verb)
+        while (group := _send_group(site, verb, mine)) is not None:
+            sent += group
+    return sent
+
+
+def _send_group(site: int, verb: str, waiting: QuerySet[Command]) -> int | None:
+    """The next group of one site and verb; how many were sent, None when none may be now."""
+    with Book.at(settings.SENDER_BOOK) as book:
+        if freezing.standing(site):
+            return None
+        keys = caps.granted(book, site, verb, waiting, GROUP)
+        if not keys:
+            return None
+        # Before anything else: what is written here and never signed costs a little patience, the other way round a cap.
+        book.note(verb, site, len(keys))
+        if verb == Verb.WAKE:  # nothing for its client to obey: others carry it out
+            return waking.send(keys)
+        ready = _prepare(verb, keys)
+        if not ready:
+            return 0
+        _sign(verb, ready)
+    nudge(draft.client for draft in ready)
+    return len(ready)
+
+
+@dataclass
+class Draft:
+    """A command on its way to be signed: columns and no rows, of which ten thousand would take seconds to make."""
+
+    key: UUID
+    client: UUID
+    order: UUID
+    expires_at: datetime
+    args: dict[str, Any]
+    session: UUID | None = None
+    boot: str = ""
+    protocol: int = 1
+    sequence: int = 0
 
 
 @transaction.atomic
-def _prepare(command: Command) -> bool:
-    """Number the command, bind it to the client's present boot, and write it down. False when it ended instead."""
-    client = Client.objects.select_for_update(no_key=True).get(pk=command.client_id)
-    command.refresh_from_db()
-    if command.status != CommandStatus.QUEUED:
-        return False
+def _prepare(verb: str, keys: Sequence[UUID]) -> list[Draft]:
+    """Number the commands, bind each to its client's present boot, and write them down. Those that cannot be sent end."""
+    # In this order everywhere, or two of us would wait for each other.
+    clients = Client.objects.select_for_update(of=("self",), no_key=True).filter(commands__in=keys).order_by("pk")
+    sequences = dict(clients.values_list("pk", "sequence"))
+    queued = Command.objects.filter(pk__in=keys, status=CommandStatus.QUEUED).order_by()
+    drafts = [Draft(*row) for row in queued.values_list("pk", "client", "order", "expires_at", "args")]
+    opened = BootSession.objects.filter(client__in=sequences, status=SessionStatus.OPEN).order_by()
+    sessions = {row[0]: row for row in opened.values_list("client", "pk", "boot_id", "protocol", "release")}
+    orders = Order.objects.select_related("site").in_bulk({draft.order for draft in drafts})
+    releases = Release.objects.select_related("home", "version").in_bulk({row[4] for row in sessions.values()} - {None})
+    templates = dict[int, HomeTemplate]()
+
+    ready, hopeless = list[Draft](), defaultdict[tuple[CommandStatus, str], list[UUID]](list)
     now = timezone.now()
-    session = (
-        BootSession.objects.filter(client=client, status=SessionStatus.OPEN).select_related("release__home").first()
-    )
-    if command.expires_at <= now:
-        move(command, CommandStatus.EXPIRED, finished_at=now, reason="not sent in time")
-        return False
-    if session is None:
-        move(command, CommandStatus.FAILED, finished_at=now, reason="the client is not connected")
-        return False
-    command.args = command.args if command.verb == Verb.RELAY else {}
-    if command.verb == Verb.CYCLE:
-        if session.release is None:
-            move(command, CommandStatus.FAILED, finished_at=now, reason="its release is gone, and with it the template")
-            return False
-        home = homes.now_for(session.release)
-        command.args = {"home": home.sha256, "home_bytes": home.bytes, "home_digest": home.tree_digest}
-    elif command.verb == Verb.CAPTURE:
-        command.args = {"most_bytes": homes.MOST_BYTES}
-    if command.sequence is None:
-        client.sequence += 1
-        client.save(update_fields=["sequence"])
-        command.sequence = client.sequence
-    command.session = session
-    command.save(update_fields=["args", "sequence", "session"])
-    audit.record(
-        "command.signed",
-        command,
-        site=command.order.site,
-        actor="sender",
-        order=str(command.order_id),
-        verb=command.verb,
-        sequence=command.sequence,
-        boot=str(session.boot_id),
-    )
-    return True
+    for draft in drafts:
+        if draft.expires_at <= now:
+            hopeless[CommandStatus.EXPIRED, "not sent in time"].append(draft.key)
+            continue
+        if draft.client not in sessions:
+            hopeless[CommandStatus.FAILED, "the client is not connected"].append(draft.key)
+            continue
+        _, draft.session, boot, draft.protocol, release = sessions[draft.client]
+        draft.boot, draft.sequence = str(boot), sequences[draft.client] + 1
+        if why := _complete(draft, verb, orders[draft.order], releases.get(release), templates):
+            hopeless[CommandStatus.FAILED, why].append(draft.key)
+        else:
+            ready.append(draft)
+    for (status, why), ended in hopeless.items():
+        still = Command.objects.filter(pk__in=ended, status=CommandStatus.QUEUED)
+        still.update(status=status, finished_at=now, reason=why)
+    # A number is used up here, also where the sender dies before it signs: no two envelopes of a client ever have the same.
+    Client.objects.filter(pk__in=[draft.client for draft in ready]).update(sequence=F("sequence") + 1)
+    _write_down(verb, ready, orders)
+    return ready
 
 
-def _sign(command: Command, signer: Signer) -> None:
-    assert command.session is not None
-    assert command.sequence is not None
-    now = timezone.now()
-    body = protocol.encode(
+def _complete(
+    draft: Draft, verb: str, order: Order, release: Release | None, templates: dict[int, HomeTemplate]
+) -> str:
+    """Give a command its arguments, for this boot of its client; else why that cannot be."""
+    args = dict(draft.args) if verb == Verb.RELAY else {**order.args, **({"force": True} if order.force else {})}
+    if draft.protocol < 2 and (args or verb in (Verb.MESSAGE, Verb.RELAY)):
+        what = "messages" if verb == Verb.MESSAGE else "warnings and holds"
+        return f"its daemon speaks protocol 1, which knows no {what}: boot it with a newer version"
+    if verb == Verb.CYCLE:
+        if release is None:
+            return "its release is gone, and with it the template"
+        if release.pk not in templates:
+            templates[release.pk] = homes.now_for(release)
+        home = templates[release.pk]
+        args |= {"home": home.sha256, "home_bytes": home.bytes, "home_digest": home.tree_digest}
+    elif verb == Verb.CAPTURE:
+        args["most_bytes"] = homes.MOST_BYTES
+    draft.args = args
+    return ""
+
+
+def _write_down(verb: str, ready: Iterable[Draft], orders: Mapping[UUID, Order]) -> None:
+    """One entry for each order: every command of the group with its client, its boot and its number."""
+    signed = defaultdict[UUID, list[dict[str, Any]]](list)
+    for draft in ready:
+        told = {"command": str(draft.key), "client": str(draft.client), "boot": draft.boot, "sequence": draft.sequence}
+        signed[draft.order].append(told)
+    for key, commands in signed.items():
+        order = orders[key]
+        audit.record("commands.signed", order, site=order.site, actor="sender", verb=verb, commands=commands)
+
+
+@transaction.atomic
+def _sign(verb: str, ready: Iterable[Draft]) -> None:
+    """Make the envelopes. Who was cancelled meanwhile stays cancelled."""
+    signer, now = _signer(), timezone.now()
+    rows = []
+    for draft in ready:
+        try:
+            body = _body(verb, draft, round(now.timestamp() * 1000))
+        except ValueError as error:  # whoever put that into the database must not keep the others from being sent
+            log.warning("A command cannot be signed: %s", error)
+            bad = Command.objects.filter(pk=draft.key, status=CommandStatus.QUEUED)
+            bad.update(status=CommandStatus.FAILED, finished_at=now, reason="it is not in the protocol")
+            continue
+        bound = (draft.session, draft.sequence, draft.args)
+        rows.append((draft.key, *bound, CommandStatus.SENT, body, signer.sign(body), signer.key_id, now))
+    columns = ["session", "sequence", "args", "status", "envelope", "signature", "key_id", "sent_at"]
+    update_rows(Command, columns, rows, status=CommandStatus.QUEUED)
+
+
+def _body(verb: str, draft: Draft, now_ms: int) -> bytes:
+    return protocol.encode(
         protocol.Command(
-            command=str(command.pk),
-            client=str(command.client_id),
-            boot=str(command.session.boot_id),
-            sequence=command.sequence,
-            verb=command.verb,
-            args=relays.with_passwords(command.args) if command.verb == Verb.RELAY else command.args,
-            not_before_ms=round(now.timestamp() * 1000) - 1000,
-            expires_ms=round(command.expires_at.timestamp() * 1000),
-        )
-    )
-    move(
-        command,
-        CommandStatus.SENT,
-        envelope=body,
-        signature=signer.sign(body),
-        key_id=signer.key_id,
-        sent_at=now,
+            command=str(draft.key),
+            client=str(draft.client),
+            boot=draft.boot,
+            sequence=draft.sequence,
+            verb=verb,
+            args=relays.with_passwords(draft.args) if verb == Verb.RELAY else draft.args,
+            not_before_ms=now_ms - EARLY_MS,
+            expires_ms=round(draft.expires_at.timestamp() * 1000),
+        ),
+        min(draft.protocol, protocol.VERSION),
     )

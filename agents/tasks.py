@@ -1,27 +1,37 @@
 """Celery's way in: fetch, call one function. ``send_*`` run in the sender, the rest in the default worker."""
 
+from uuid import UUID
+
 from celery import shared_task
 
-from agents import schedule, sending
-from agents.models import Command, CommandStatus
+from agents import campaigning, schedule, sending
+from agents.models import Command
 from agents.power import pressing
 
 
 @shared_task
 def send_order(order: str) -> None:
-    sending.send(
-        Command.objects.filter(order_id=order, status=CommandStatus.QUEUED).select_related("client", "order__site")
-    )
+    sending.send(Command.objects.filter(order_id=order))
     pressing.press_due()
 
 
 @shared_task
 def send_due() -> None:
-    """What a lost message left behind."""
-    sending.send(Command.objects.filter(status=CommandStatus.QUEUED).select_related("client", "order__site")[:500])
+    """What a lost message left behind, and what caps, a freeze or a missing approval held back."""
+    sending.send(Command.objects.all())
     pressing.press_due()
 
 
 @shared_task
 def tick() -> None:
     schedule.tick()
+
+
+@shared_task
+def step_campaign(campaign: str) -> None:
+    campaigning.go_on(UUID(campaign))
+
+
+@shared_task
+def step_campaigns() -> None:
+    campaigning.step()

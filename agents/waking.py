@@ -18,6 +18,7 @@ from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
+from agents import freezing
 from agents.evidence import end
 from agents.models import BootSession, BootToken, Command, CommandStatus, Order, SessionStatus, Verb, Wake, Way
 from agents.power import relays
@@ -42,12 +43,11 @@ def on_already(clients: Iterable[Client]) -> dict[UUID, str]:
 
 
 @transaction.atomic
-def send(commands: Iterable[Command]) -> int:
+def send(keys: Sequence[UUID]) -> int:
     """Begin to switch on the clients of these queued commands; for how many. One that makes no sense ends here, with the reason.
 
     The caller has asked caps and freezes. The audit entry is committed before anybody hears of it.
     """
-    keys = [command.pk for command in commands]
     # In this order everywhere, or two of us would wait for each other.
     list(Client.objects.select_for_update(of=("self",), no_key=True).filter(commands__in=keys).order_by("pk"))
     queued = list(
@@ -155,6 +155,9 @@ def _again() -> None:
         command__status=CommandStatus.SENT, next_at__lte=timezone.now()
     )
     wakes = list(due.select_related("command__order__site", "command__client"))
+    # A round makes commands of relays: where nothing is signed, none begins.
+    frozen = {site for site in {wake.command.order.site for wake in wakes} if freezing.standing(site)}
+    wakes = [wake for wake in wakes if wake.command.order.site not in frozen]
     heard = [wake for wake in wakes if _heard(wake)]
     Wake.objects.filter(pk__in=[wake.pk for wake in heard]).update(next_at=None)
     _begin([wake for wake in wakes if wake not in heard])

@@ -68,6 +68,18 @@ class Env:
             raise ImproperlyConfigured(f"{name}={number} is out of range: it must be {low} to {high}.")
         return number
 
+    def counts(self, name: str, default: dict[str, int]) -> dict[str, int]:
+        """Whole numbers by name, as in ``restart=600,cycle=20000``; what is not named keeps its default, a strange name is refused."""
+        counts = dict(default)
+        for word in self.words(name):
+            key, _, value = word.partition("=")
+            if key not in default or not value.isdecimal() or not 0 <= int(value) <= 10**6:
+                raise ImproperlyConfigured(
+                    f"{name}: {word!r} is no count. Write <name>=<number>, with a name of {', '.join(default)}."
+                )
+            counts[key] = int(value)
+        return counts
+
     def words(self, name: str, default: str = "") -> list[str]:
         """A comma-separated list; empty words are dropped."""
         return [word.strip() for word in self.text(name, default).split(",") if word.strip()]

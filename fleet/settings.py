@@ -70,6 +70,22 @@ BOOT_LIMIT = env.number("FLEET_BOOT_LIMIT", 300, low=10, high=3600)  # a boot th
 CAPTURE_LIMIT = env.number("FLEET_CAPTURE_LIMIT", 900, low=2, high=3600)  # of packing and sending a home
 COMMAND_LIFE = env.number("FLEET_COMMAND_LIFE", 120, low=5, high=3600)  # to be accepted, and again to be proven
 
+# What the sender signs within sixty seconds at the most, by verb, for all sites: read from the sender's own environment, so that neither a
+# person nor whoever has taken the web process gets beyond it. 0: none.
+CEILING = env.counts(
+    "FLEET_CEILING",
+    {
+        "restart": 2000,
+        "poweroff": 2000,
+        "cycle": 20000,
+        "capture": 60,
+        "message": 20000,
+        "wake": 2000,
+        "wake-relay": 2000,
+    },
+)
+SENDER_BOOK = env.path("FLEET_SENDER_BOOK", DATA / "sender" / "book.sqlite3")  # for the sender's eyes alone
+
 # --- power on (docs/power.md) ---------------------------------------------------------------------------------------
 # Where a gateway, as the site's boot host, broadcasts wake packets; none: it does not stand in any boot LAN.
 WAKE_BROADCAST = env.addresses("FLEET_WAKE_BROADCAST", "255.255.255.255")
@@ -163,7 +179,8 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
 CELERY_BEAT_SCHEDULE_FILENAME = str(DATA / "clock.schedule")
 CELERY_BEAT_SCHEDULE = {
     "agents": {"task": "agents.tasks.tick", "schedule": 2.0, "options": {"expires": 2}},
-    "orders": {"task": "agents.tasks.send_due", "schedule": 5.0, "options": {"expires": 5}},
+    "orders": {"task": "agents.tasks.send_due", "schedule": 2.0, "options": {"expires": 2}},
+    "campaigns": {"task": "agents.tasks.step_campaigns", "schedule": 1.0, "options": {"expires": 1}},
     **{
         f"alive-{queue}": {
             "task": "fleet.tasks.say_alive",
@@ -227,6 +244,7 @@ SPECTACULAR_SETTINGS = {
         "VersionStatus": "images.models.VersionStatus",
         "CommandStatus": "agents.models.CommandStatus",
         "SessionStatus": "agents.models.SessionStatus",
+        "Verb": "agents.models.Verb",
     },
 }
 

@@ -32,6 +32,7 @@ def image_key(tmp_path_factory: pytest.TempPathFactory) -> None:
     settings.PUBLIC_KEYS = tmp_path_factory.mktemp("keys")
     make_keys(settings.PUBLIC_KEYS)
     settings.IMAGE_KEY = str(settings.PUBLIC_KEYS / "image.key")
+    settings.SENDER_BOOK = settings.PUBLIC_KEYS / "book.sqlite3"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -152,6 +152,8 @@ def celery_worker(queues: str, env: Mapping[str, str], *, concurrency: int = 1) 
         environment = {"FLEET_DATABASE_URL": database_url(), "TMPDIR": directory}
         if queues == "builds":
             environment |= {"FLEET_IMAGE_KEY": settings.IMAGE_KEY, "FLEET_PUBLIC_KEYS": str(settings.PUBLIC_KEYS)}
+        if "sender" in queues:
+            environment["FLEET_SENDER_BOOK"] = str(Path(directory) / "book.sqlite3")
         environment |= env
         service = start(argv, Path(directory) / "log", environment)
         try:

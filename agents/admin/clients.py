@@ -100,7 +100,7 @@ class OrderedClientAdmin(ClientAdmin):
     def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         client: Client | None = context.get("original")
         if client is not None:
-            verbs = [verb for verb in Verb if may(actor(request), RIGHTS.get(verb, Right.OPERATE), client)]
+            verbs = [verb for verb in EFFECTS if may(actor(request), RIGHTS.get(verb, Right.OPERATE), client)]
             sessions = BootSession.objects.filter(client=client).select_related("release__version__image")
             context |= {
                 "verbs": verbs,

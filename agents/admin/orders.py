@@ -53,7 +53,7 @@ class OrderAdmin(OperatedAdmin[Order]):
     def cancel(self, request: HttpRequest, orders: QuerySet[Order]) -> None:
         for order in orders:
             try:
-                count = services.cancel_queued(order, actor(request))
+                count = services.cancel_order(order, actor(request))
             except OperatorError as error:
                 self.message_user(request, f"{order}: {error}", messages.ERROR)
             else:

@@ -46,7 +46,7 @@ class CommandViewSet(ScopedViewSet[Command]):
     @extend_schema(request=None, responses=CommandSerializer)
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str) -> Response:
-        """Take back a command that was not sent yet."""
+        """Take back a command that its client has not accepted yet."""
         command = self.get_object()
         services.cancel(command, request.user)
         return Response(self.get_serializer(command).data)
@@ -54,19 +54,48 @@ class CommandViewSet(ScopedViewSet[Command]):
 
 class OrderSerializer(serializers.ModelSerializer[Order]):
     ordered_by = serializers.CharField(source="ordered_by.username", default=None, read_only=True)
+    approved_by = serializers.CharField(source="approved_by.username", default=None, read_only=True)
     commands = CommandSerializer(many=True, read_only=True)
 
     class Meta:
         model = Order
-        fields = ["id", "site", "verb", "reason", "ordered_by", "ordered_at", "commands"]
+        fields = [
+            *("id", "site", "verb", "args", "force", "beyond_cap", "reason", "ordered_by", "ordered_at", "approved_by"),
+            *("approved_at", "commands"),
+        ]
 
 
-class NewOrderSerializer(serializers.Serializer[Any]):
-    verb = serializers.ChoiceField(Verb.choices)
+class WhatSerializer(serializers.Serializer[Any]):
+    """What is ordered, of whomever."""
+
+    verb = serializers.ChoiceField([(verb.value, verb.label) for verb in services.ORDERED])
+    reason = serializers.CharField(max_length=200, help_text="Why; it stands in the audit log.")
+    warn_s = serializers.IntegerField(
+        required=False, min_value=1, max_value=3600, help_text="How long before it happens the user is warned."
+    )
+    text = serializers.CharField(required=False, max_length=300, help_text="Of the warning, or the message.")
+    more = serializers.IntegerField(
+        required=False, min_value=1, max_value=12, help_text="How often the user may ask for five minutes more."
+    )
+    seconds = serializers.IntegerField(
+        required=False, min_value=1, max_value=3600, help_text="How long a message stays on the screen."
+    )
+    force = serializers.BooleanField(default=False, help_text="Also of clients with a local hold; for organisers.")
+    beyond_cap = serializers.BooleanField(
+        default=False, help_text="Faster than the site's caps; waits for another organiser's approval."
+    )
+
+    def keywords(self) -> dict[str, Any]:
+        """What ``services.order`` takes beside verb, clients and reason."""
+        data = self.validated_data
+        args = {name: data[name] for name in ("warn_s", "text", "more", "seconds") if name in data}
+        return {"args": args, "force": data["force"], "beyond_cap": data["beyond_cap"]}
+
+
+class NewOrderSerializer(WhatSerializer):
     clients = serializers.ListField(
         child=serializers.UUIDField(), allow_empty=False, max_length=services.MOST_CLIENTS, help_text="Ids of clients."
     )
-    reason = serializers.CharField(max_length=200, help_text="Why; it stands in the audit log.")
 
 
 class OrderFilters(SiteFilters):
@@ -74,9 +103,9 @@ class OrderFilters(SiteFilters):
 
 
 class OrderViewSet(ScopedViewSet[Order]):
-    """What people asked of clients: restart, power down (`poweroff`), cycle."""
+    """What people asked of clients: restart, power down (`poweroff`), cycle, message, power on (`wake`)."""
 
-    queryset = Order.objects.select_related("ordered_by").prefetch_related("commands")
+    queryset = Order.objects.select_related("ordered_by", "approved_by").prefetch_related("commands")
     serializer_class = OrderSerializer
     filterset_class = OrderFilters
     page_order = ("-ordered_at", "pk")
@@ -90,10 +119,24 @@ class OrderViewSet(ScopedViewSet[Order]):
         clients = {client.pk: client for client in Client.objects.visible_to(request.user).filter(pk__in=wanted)}
         if unknown := [str(pk) for pk in wanted if pk not in clients]:
             raise serializers.ValidationError({"clients": [f"There is no client {pk}." for pk in unknown]})
-        order = services.order(
-            asked.validated_data["verb"], clients.values(), asked.validated_data["reason"], request.user
-        )
+        data = asked.validated_data
+        order = services.order(data["verb"], clients.values(), data["reason"], request.user, **asked.keywords())
         return Response(OrderSerializer(order).data, status=status.HTTP_202_ACCEPTED)
+
+    @extend_schema(request=None, responses=OrderSerializer)
+    @action(detail=True, methods=["post"])
+    def cancel(self, request: Request, pk: str) -> Response:
+        """Take back what no client has accepted yet."""
+        order = self.get_object()
+        services.cancel_order(order, request.user)
+        return Response(self.get_serializer(self.get_object()).data)
+
+    @extend_schema(request=None, responses=OrderSerializer)
+    @action(detail=True, methods=["post"])
+    def approve(self, request: Request, pk: str) -> Response:
+        """Let an order go beyond the site's caps, as its second person."""
+        services.approve(self.get_object(), request.user)
+        return Response(self.get_serializer(self.get_object()).data)
 
 
 class SessionSerializer(serializers.ModelSerializer[BootSession]):

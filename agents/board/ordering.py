@@ -18,9 +18,9 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
 
 from agents import rollouts, services
-from agents.board.orders import natural, seat_of
 from agents.board.views import may_operate, visible_site
 from agents.models import BootSession, Command, Order, Rollout, SessionStatus, Verb
+from agents.seats import natural, seat_of
 from fleet.exceptions import Forbidden, OperatorError, WrongState
 from fleet.models import Admission, Client, ClientClass, ClientState, Site
 
@@ -99,7 +99,7 @@ def cancel(request: HttpRequest, slug: str, order: UUID) -> HttpResponse:
     site = visible_site(request, slug)
     row = get_object_or_404(Order, pk=order, site=site)
     try:
-        number = services.cancel_queued(row, _person(request))
+        number = services.cancel_order(row, _person(request))
     except OperatorError as error:
         return _refused(request, site, error)
     return _done(request, site, f"Taken back: {number} command{'' if number == 1 else 's'}.", HTTPStatus.OK)

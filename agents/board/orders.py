@@ -1,6 +1,5 @@
 """The orders on a site's board: progress, and what became of those that failed. Four queries, however many PCs."""
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,8 @@ from django.urls import reverse
 
 from agents.board.facts import PHASES, STEPS, Fact, Fate, OrderLine, Phase
 from agents.models import Command, CommandStatus, Order
-from fleet.models import Client, Site
+from agents.seats import natural, seat_of
+from fleet.models import Site
 
 RECENT_ORDERS = 8
 MOST_FATES = 12  # seats named one by one under an order that went wrong
@@ -75,16 +75,6 @@ def _line(site: Site, order: Order, tally: dict[str, int], ended_at: Any, comman
         total_ms=total_ms,
         cancel_url=reverse("board-cancel", args=[site.slug, order.pk]),
     )
-
-
-def seat_of(client: Client) -> str:
-    """What people call it."""
-    return client.seat or client.name
-
-
-def natural(text: str) -> list[tuple[bool, int, str]]:
-    """A key to sort by: A2 before A10."""
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.findall(r"\d+|\D+", text)]
 
 
 def _running(commands: Sequence[Command]) -> tuple[tuple[str, str], ...]:

@@ -20,9 +20,10 @@ from agents.board.facts import (
     RestoreLine,
     Tile,
 )
-from agents.board.orders import natural, phases_of, read_orders, seat_of
+from agents.board.orders import phases_of, read_orders
 from agents.board.releases import read_releases
 from agents.models import BootSession, Command, HomeRestore, SessionStatus
+from agents.seats import natural, seat_of
 from fleet.hardware import DISPLAY, adapter_name
 from fleet.models import Admission, Client, ClientClass, ClientState, Site
 from images import releasing

@@ -44,6 +44,9 @@ class Agent:
         self.home = Home(f"/home/{plan['user']}", plan["home"], plan["home_percent"], plan.get("home_kind", OVERLAY))
         self.session = Session(plan["user"], int(plan["uid"]))
         self.keys = protocol.parse_keys(plan["command_keys"])
+        self.floor = min(
+            int(plan.get("daemon", "1")), protocol.VERSION
+        )  # no server speaks less than its signed plan says
         self.opened, self.offset_ms = False, 0.0  # a session; the server's time less the boot clock
         self.hold_s, self.spread_s = 60.0, 1.0
         self.lock = threading.Lock()  # over all below, which the cycle's thread shares
@@ -142,6 +145,8 @@ class Agent:
             ours = (nonce, self.plan["client"], self.plan["session"])
             if not proved or ours != (opened["nonce"], opened["client"], opened["session"]):
                 raise Away("the session's answer is not signed for this client")
+            if opened.get("protocol", 1) < self.floor:
+                raise Away(f"the session's answer is older than protocol {self.floor}, which the boot plan promised")
             self.keys = protocol.parse_keys(opened["keys"])
             self.hold_s, self.spread_s = float(opened["hold_s"]), float(opened["spread_s"])
             self.offset_ms += float(opened["server_time_ms"]) - (asked + self.now_ms()) / 2
@@ -214,7 +219,7 @@ class Agent:
         """Judge one envelope; whether it was accepted."""
         command = None
         try:
-            command = protocol.authenticate(wrapped, self.keys, self.plan["client"], self.boot)
+            command = protocol.authenticate(wrapped, self.keys, self.plan["client"], self.boot, self.floor)
             if command.command in self.reports:
                 with self.lock:
                     self.unsent[command.command] = self.reports[command.command]

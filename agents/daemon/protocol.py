@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from . import ed25519
 
-VERSION = 1
-RESTART, POWEROFF, CYCLE, CAPTURE = "restart", "poweroff", "cycle", "capture"
+VERSION = 2  # of what daemon and server say; a server speaks to each session the version that it knows
+PLAN_VERSION = 1  # of what the initrd is told: its conversation is another, and older
+RESTART, POWEROFF, CYCLE, CAPTURE, MESSAGE, RELAY = "restart", "poweroff", "cycle", "capture", "message", "wake-relay"
 STATES = BOOTING, READY, IN_USE, CYCLING = "booting", "ready", "in-use", "cycling"
 REPORTS = ACCEPTED, SUCCEEDED, FAILED, REFUSED = "accepted", "succeeded", "failed", "refused"
 REASONS = (
@@ -25,13 +26,17 @@ REASONS = (
     "not-yet",
     "unknown-verb",
     "bad-arguments",
-    "busy",  # a cycle or a capture runs
+    "busy",  # another command is being carried out, or the user is warned of one
     "cancelled",  # the server did not take the acceptance
+    "held",  # by the user, and the command is not forced
+    "old-protocol",  # older than the signed boot plan says that the server speaks
 )
-ENVELOPE_BYTES = 8192  # an honest one has less than 1,000
+ENVELOPE_BYTES = 8192  # an honest one has less than 5,000
+MORE_S = 300  # what a user who is warned may ask for, as often as `more` says
 
 SHA256 = re.compile(r"[0-9a-f]{64}").fullmatch
 NAME = re.compile(r"[0-9A-Za-z._:-]{1,64}").fullmatch
+MAC = re.compile(r"[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}").fullmatch
 PLAN_LINE = re.compile(r"([a-z_]+)=([A-Za-z0-9._:/+=,@ -]*)").fullmatch
 
 
@@ -47,13 +52,38 @@ def name(value: object) -> bool:
     return isinstance(value, str) and NAME(value) is not None
 
 
-# What each verb takes, all of it and nothing else, and the test that each argument must pass.
-VERBS: dict[str, dict[str, Any]] = {
+def between(low: int, high: int) -> Callable[[object], bool]:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def line(value: object) -> bool:
+    """Text for a screen: printable, so that it can neither end its line nor be an order to a terminal."""
+    return isinstance(value, str) and 1 <= len(value) <= 300 and value.isprintable()
+
+
+def sleepers(value: object) -> bool:
+    """PCs to wake by their MAC, `secure` the password of six bytes that some network cards ask for."""
+    return isinstance(value, list) and 1 <= len(value) <= 32 and all(good(one, SLEEPER) for one in value)
+
+
+def mac(value: object) -> bool:
+    return isinstance(value, str) and MAC(value) is not None
+
+
+SLEEPER = {"mac": mac, "secure": lambda value: value == "" or mac(value)}
+# What each verb takes, and the test that each argument must pass: all of NEEDS, any of MAY, and nothing else.
+NEEDS: dict[str, dict[str, Any]] = {
     RESTART: {},
     POWEROFF: {},
     CYCLE: {"home": digest, "home_bytes": count, "home_digest": digest},
     CAPTURE: {"most_bytes": count},
+    MESSAGE: {"text": line, "seconds": between(1, 3600)},
+    RELAY: {"macs": sleepers, "packets": between(1, 10)},
 }
+FORCE = {"force": lambda value: value is True}
+WARNED = {"warn_s": between(1, 3600), "text": line, "more": between(1, 12), **FORCE}
+MAY: dict[str, dict[str, Any]] = {RESTART: WARNED, POWEROFF: WARNED, CYCLE: WARNED, CAPTURE: FORCE}
+VERBS = {1: (RESTART, POWEROFF, CYCLE, CAPTURE), 2: tuple(NEEDS)}  # by version
 FRAME = {"command": name, "client": name, "boot": name, "sequence": count, "verb": name}
 FRAME |= {"args": lambda value: isinstance(value, dict), "not_before_ms": count, "expires_ms": count}
 
@@ -78,6 +108,7 @@ class Command:
     args: dict[str, Any]
     not_before_ms: int
     expires_ms: int
+    version: int = VERSION  # of the envelope that it came in
 
 
 def good(value: object, tests: Mapping[str, Any]) -> bool:
@@ -85,11 +116,18 @@ def good(value: object, tests: Mapping[str, Any]) -> bool:
     return isinstance(value, dict) and value.keys() == tests.keys() and all(tests[k](value[k]) for k in tests)
 
 
-def encode(command: Command) -> bytes:
-    """The bytes to sign; ValueError for a command that no daemon would take."""
-    if not good(asdict(command), FRAME) or not good(command.args, VERBS.get(command.verb, FRAME)):
-        raise ValueError(f"{command} is not in the protocol.")
-    return json.dumps({"v": VERSION, **asdict(command)}, separators=(",", ":")).encode()
+def fits(verb: str, args: Mapping[str, Any], version: int) -> bool:
+    """Whether a verb takes exactly these arguments, in that version of the protocol."""
+    may = MAY.get(verb, {}) if version > 1 else {}
+    return verb in VERBS[version] and good(args, {**NEEDS[verb], **{k: may[k] for k in may if k in args}})
+
+
+def encode(command: Command, version: int = VERSION) -> bytes:
+    """The bytes to sign, for a daemon that speaks `version`; ValueError for a command that it would not take."""
+    frame = {key: value for key, value in vars(command).items() if key != "version"}
+    if version not in VERBS or not good(frame, FRAME) or not fits(command.verb, command.args, version):
+        raise ValueError(f"{command} is not in the protocol's version {version}.")
+    return json.dumps({"v": version, **frame}, separators=(",", ":")).encode()
 
 
 def envelope(body: bytes, signature: bytes, key: str) -> dict[str, str]:
@@ -97,8 +135,13 @@ def envelope(body: bytes, signature: bytes, key: str) -> dict[str, str]:
     return {"envelope": b64encode(body).decode(), "signature": b64encode(signature).decode(), "key": key}
 
 
-def authenticate(wrapped: object, keys: Mapping[str, bytes], client: str, boot: str) -> Command:
-    """The command of an envelope, proved to be meant for this client in this boot; else Refused."""
+def authenticate(
+    wrapped: object, keys: Mapping[str, bytes], client: str, boot: str, floor: int = min(VERBS)
+) -> Command:
+    """The command of an envelope, proved to be meant for this client in this boot; else Refused.
+
+    `floor` is the oldest version to obey: whoever has an old envelope, or a server that was made to write one, gets nothing done.
+    """
     try:
         if not isinstance(wrapped, dict) or len(wrapped["envelope"]) > ENVELOPE_BYTES:
             raise Refused("bad-signature")
@@ -113,13 +156,16 @@ def authenticate(wrapped: object, keys: Mapping[str, bytes], client: str, boot: 
         raise Refused("unknown-key", claimed)
     if not ed25519.verify(public, body, signature):
         raise Refused("bad-signature", claimed)
-    if fields.pop("v", None) != VERSION or not good(fields, FRAME):
+    version = fields.pop("v", None)
+    if type(version) is not int or version not in VERBS or not good(fields, FRAME):
         raise Refused("bad-arguments", claimed)
+    if version < floor:
+        raise Refused("old-protocol", claimed)
     if fields["client"] != client:
         raise Refused("wrong-client", claimed)
     if fields["boot"] != boot:
         raise Refused("wrong-boot", claimed)
-    return Command(**fields)
+    return Command(**fields, version=version)
 
 
 def admit(command: Command, last_sequence: int, now_ms: int) -> None:
@@ -128,8 +174,8 @@ def admit(command: Command, last_sequence: int, now_ms: int) -> None:
         ("old-sequence", command.sequence <= last_sequence),
         ("expired", now_ms >= command.expires_ms),
         ("not-yet", now_ms < command.not_before_ms),
-        ("unknown-verb", command.verb not in VERBS),
-        ("bad-arguments", not good(command.args, VERBS.get(command.verb, FRAME))),
+        ("unknown-verb", command.verb not in VERBS[command.version]),
+        ("bad-arguments", not fits(command.verb, command.args, command.version)),
     ):
         if wrong:
             raise Refused(reason, command.command)

@@ -254,8 +254,8 @@ class Gateway:
         attendant, bearer = await self._attendant(request)
         body = await request.json()
         nonce, boot_id = body.get("nonce"), body.get("boot_id")
-        if body.get("protocol") != protocol.VERSION:
-            raise Problem(400, f"This server speaks protocol {protocol.VERSION}.")
+        if type(body.get("protocol")) is not int or body["protocol"] not in protocol.VERBS:
+            raise Problem(400, f"This server speaks the protocols {', '.join(map(str, protocol.VERBS))}.")
         if not isinstance(nonce, str) or not _NONCE(nonce) or not isinstance(boot_id, str):
             raise Problem(400, "The nonce or the boot_id is not one.")
         try:

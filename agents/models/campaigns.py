@@ -49,7 +49,8 @@ class Campaign(models.Model):
             └──────────┴──────────┴──→ stopped    (by a person, also while paused)
 
     ``selection`` says whom (``agents.selecting``); it becomes targets when the campaign starts, not before. Thresholds are percent of
-    those of a wave that have ended, and count from ``judged_after`` of them on. Times without a unit are seconds.
+    those of a wave that carried it out or should have (who was left out is none), and count from ``judged_after`` of them on. A campaign
+    that is done, stopped or aborted has ``ended_at`` once the last command that a client had accepted is over.
     """
 
     SITE = "order__site"
@@ -96,8 +97,14 @@ class Campaign(models.Model):
 
     wave = models.PositiveIntegerField(default=0, editable=False, help_text="Which is under way, from 1 on.")
     wave_at = models.DateTimeField(null=True, editable=False)
-    started_at = models.DateTimeField(null=True, editable=False)
-    ended_at = models.DateTimeField(null=True, editable=False)
+    judged_from = models.DateTimeField(
+        null=True,
+        editable=False,
+        help_text="Whose ends since then count: when the wave began, or a person said to go on.",
+    )
+    paused_at = models.DateTimeField(null=True, editable=False)
+    started_at = models.DateTimeField(null=True, editable=False, help_text="When its targets were made.")
+    ended_at = models.DateTimeField(null=True, editable=False, help_text="When the last of them had ended.")
     outcome = models.CharField(max_length=300, blank=True, editable=False)
 
     objects = ScopedQuerySet["Campaign"].as_manager()

@@ -20,9 +20,9 @@ class Verb(models.TextChoices):
     POWEROFF = protocol.POWEROFF, "Power down"
     CYCLE = protocol.CYCLE, "Cycle"
     CAPTURE = protocol.CAPTURE, "Capture the home"
-    MESSAGE = "message", "Show a message"
+    MESSAGE = protocol.MESSAGE, "Show a message"
     WAKE = "wake", "Power on"
-    RELAY = "wake-relay", "Send wake packets"
+    RELAY = protocol.RELAY, "Send wake packets"
 
 
 class Order(models.Model):
@@ -135,6 +135,7 @@ class Command(models.Model):
                 name="command_one_open_per_client",
             ),
         ]
+        indexes = [models.Index(fields=["sent_at"], name="command_by_sent_at")]
 
     def __str__(self) -> str:
         return f"{self.get_verb_display().lower()} of {self.client}"

@@ -17,6 +17,7 @@ def keys(settings: Settings, tmp_path: Path) -> Iterator[Path]:
     keys_in(directory)
     settings.PUBLIC_KEYS = directory
     settings.COMMAND_KEY, settings.SESSION_KEY = str(directory / "command.key"), str(directory / "session.key")
+    settings.SENDER_BOOK = tmp_path / "sender" / "book.sqlite3"
     settings.REDIS_URL = "redis://127.0.0.1:1/0"
     forget()
     yield directory

@@ -7,18 +7,19 @@ from typing import Any
 import pytest
 
 from agents import services
-from agents.models import Command, CommandStatus, Order, Verb
+from agents.models import Command, CommandStatus, Order
 from fleet.models import AuditEntry
+from fleet.roles import Role
 from tests.agents.restores import make_command, make_restore, make_session
 from tests.api import as_, call
-from tests.world import World, make_client
+from tests.world import World, make_client, member, person
 
 
 def asked(*clients: Any, verb: str = "cycle", reason: str = "next player") -> dict[str, Any]:
     return {"verb": verb, "clients": [str(getattr(client, "pk", client)) for client in clients], "reason": reason}
 
 
-@pytest.mark.parametrize("verb", [verb.value for verb in Verb if verb != Verb.CAPTURE])
+@pytest.mark.parametrize("verb", ["restart", "poweroff", "cycle", "wake"])
 def test_an_order_for_a_selection_makes_one_command_each(world: World, verb: str) -> None:
     one, two = make_client(world.clubroom), make_client(world.clubroom, "52:54:00:00:00:02")
     status, order = call(world.vera, "orders/", asked(one, two, verb=verb))
@@ -97,6 +98,29 @@ def test_a_queued_command_is_cancelled_once(world: World) -> None:
     status, body = call(world.vera, f"commands/{command.pk}/cancel/", {})
     assert (status, body["status"], body["reason"]) == (200, "cancelled", "cancelled by vera")
     assert call(world.vera, f"commands/{command.pk}/cancel/", {})[0] == 409
+
+
+def test_an_order_carries_a_warning_and_is_taken_back_as_a_whole(world: World) -> None:
+    clients = [make_client(world.clubroom), make_client(world.clubroom, "52:54:00:00:00:02")]
+    status, order = call(world.vera, "orders/", asked(*clients) | {"warn_s": 120, "text": "Two minutes", "more": 1})
+    assert (status, order["args"]) == (202, {"warn_s": 120, "text": "Two minutes", "more": 1})
+    assert call(world.vera, "orders/", asked(*clients) | {"text": "no time"})[0] == 400
+    assert call(world.mallory, f"orders/{order['id']}/cancel/", {})[0] == 404
+    status, body = call(world.vera, f"orders/{order['id']}/cancel/", {})
+    assert (status, {command["status"] for command in body["commands"]}) == (200, {"cancelled"})
+    assert call(world.vera, f"orders/{order['id']}/cancel/", {})[0] == 409
+
+
+def test_beyond_the_cap_another_organiser_approves(world: World) -> None:
+    oda = person("oda")
+    member(oda, world.clubroom, Role.ORGANISER)
+    order = call(world.otto, "orders/", asked(make_client(world.clubroom)) | {"beyond_cap": True})[1]
+    address = f"orders/{order['id']}/approve/"
+    assert order["approved_by"] is None
+    assert [call(who, address, {})[0] for who in (world.mallory, world.vera, world.otto)] == [404, 403, 403]
+    status, body = call(oda, address, {})
+    assert (status, body["approved_by"]) == (200, "oda")
+    assert call(oda, address, {})[0] == 409
 
 
 def test_a_command_on_its_way_is_not_cancelled(world: World) -> None:

@@ -40,7 +40,7 @@ def session(world: World, keys: Path, settings: Settings, tmp_path: Path) -> Boo
 def command(world: World, session: BootSession) -> Command:
     """A capture that the client has accepted."""
     command = services.order(Verb.CAPTURE, [session.client], "for the tournament", world.otto).commands.get()
-    sending.send([command])
+    sending.send(Command.objects.filter(pk=command.pk))
     assert tell(command, protocol.ACCEPTED) == ""
     return command
 
@@ -125,7 +125,7 @@ def test_nothing_may_come_but_for_an_accepted_capture_of_this_boot_and_once(worl
     with pytest.raises(WrongState, match="no capture of this client's"):
         capturing.begin(session, uuid.uuid4())
     command = services.order(Verb.CAPTURE, [session.client], "x", world.otto).commands.get()
-    sending.send([command])
+    sending.send(Command.objects.filter(pk=command.pk))
     with pytest.raises(WrongState, match="is sent"):
         capturing.begin(session, command.pk)
     tell(command, protocol.ACCEPTED)
@@ -179,7 +179,7 @@ def test_it_is_of_one_client_that_is_connected_and_needs_a_reason(world: World, 
 def test_a_client_that_went_down_meanwhile_ends_it(world: World, session: BootSession) -> None:
     command = services.order(Verb.CAPTURE, [session.client], "x", world.otto).commands.get()
     BootSession.objects.update(status=SessionStatus.CLOSED)
-    sending.send([command])
+    sending.send(Command.objects.filter(pk=command.pk))
     command.refresh_from_db()
     assert (command.status, command.reason) == (CommandStatus.FAILED, "the client is not connected")
 
@@ -223,7 +223,7 @@ def test_scripts_order_it_and_find_the_candidate(world: World, session: BootSess
     api.force_authenticate(world.otto)
     assert api.post("/api/v1/orders/", body, format="json").status_code == 202
     command = Command.objects.get()
-    sending.send([command])
+    sending.send(Command.objects.filter(pk=command.pk))
     tell(command, protocol.ACCEPTED)
     arrive(command)
     tell(command, protocol.SUCCEEDED, SENT)

@@ -87,7 +87,7 @@ class Club(RuleBasedStateMachine):
                 try:
                     services.cancel(command, self.world.vera)
                 except WrongState:
-                    assert command.status != CommandStatus.QUEUED
+                    assert command.status not in services.CANCELLABLE
 
     @precondition(lambda self: Command.objects.exists())
     @rule(

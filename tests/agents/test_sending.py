@@ -13,7 +13,7 @@ from pytest_django.fixtures import Settings
 
 from agents import sending, services, tasks
 from agents.daemon import protocol
-from agents.models import BootSession, Command, CommandStatus, HomeRestore, SessionStatus, Verb
+from agents.models import BootSession, Command, CommandStatus, HomeRestore, Order, SessionStatus, Verb
 from fleet import audit
 from fleet.exceptions import SiteError
 from fleet.models import AuditEntry, Client
@@ -51,7 +51,7 @@ def opened(command: Command, keys: Path) -> protocol.Command:
     return protocol.authenticate(wrapped, command_keys(keys), str(command.client_id), str(session.boot_id))
 
 
-@pytest.mark.parametrize("verb", Verb)
+@pytest.mark.parametrize("verb", [Verb.RESTART, Verb.POWEROFF, Verb.CYCLE, Verb.CAPTURE])
 def test_the_daemon_takes_what_the_sender_signed(world: World, client: Client, keys: Path, verb: Verb) -> None:
     session = boot(client)
     command = sent(ordered(world, client, verb))
@@ -87,14 +87,10 @@ def test_the_sequence_of_a_client_rises_and_is_its_own(world: World, client: Cli
 def test_it_is_written_down_what_is_signed_for_which_boot(world: World, client: Client) -> None:
     session = boot(client)
     command = sent(ordered(world, client, Verb.RESTART))
-    entry = AuditEntry.objects.get(action="command.signed")
-    assert (entry.actor, entry.subject_id, entry.site) == ("sender", str(command.pk), world.clubroom)
-    assert entry.detail == {
-        "order": str(command.order_id),
-        "verb": "restart",
-        "sequence": 1,
-        "boot": str(session.boot_id),
-    }
+    entry = AuditEntry.objects.get(action="commands.signed")
+    assert (entry.actor, entry.subject_id, entry.site) == ("sender", str(command.order_id), world.clubroom)
+    signed = {"command": str(command.pk), "client": str(client.pk), "boot": str(session.boot_id), "sequence": 1}
+    assert entry.detail == {"verb": "restart", "commands": [signed]}
     assert [*audit.verify()] == []
 
 
@@ -116,9 +112,10 @@ def test_the_audit_entry_is_committed_before_the_signature_exists(
         with pytest.raises(MemoryError):
             tasks.send_order(str(command.order_id))
     command.refresh_from_db()
-    assert (command.status, command.signature, command.sequence) == (CommandStatus.QUEUED, b"", 1)
-    assert AuditEntry.objects.filter(action="command.signed").count() == 1
-    assert sent(command).sequence == 1, "what fell between is sent later, under its own number"
+    assert (command.status, command.signature, command.sequence) == (CommandStatus.QUEUED, b"", None)
+    assert AuditEntry.objects.filter(action="commands.signed").count() == 1
+    assert sent(command).sequence == 2, "what fell between is sent later, under a number of its own"
+    assert AuditEntry.objects.filter(action="commands.signed").count() == 2
 
 
 def test_two_senders_at_once_make_one_envelope(transactional_db: None, keys: Path) -> None:
@@ -159,7 +156,7 @@ def test_a_task_delivered_twice_changes_nothing(world: World, client: Client) ->
     tasks.send_due()
     command.refresh_from_db()
     assert (command.envelope, command.signature, command.sent_at) == before
-    assert AuditEntry.objects.filter(action="command.signed").count() == 1
+    assert AuditEntry.objects.filter(action="commands.signed").count() == 1
 
 
 @pytest.mark.parametrize("status", [None, *(one for one in SessionStatus if one != SessionStatus.OPEN)])
@@ -181,7 +178,7 @@ def test_what_is_past_its_time_is_not_sent(world: World, client: Client) -> None
     command = ordered(world, client)
     Command.objects.update(expires_at=timezone.now() - timedelta(milliseconds=1))
     assert (sent(command).status, command.reason) == (CommandStatus.EXPIRED, "not sent in time")
-    assert not AuditEntry.objects.filter(action="command.signed").exists()
+    assert not AuditEntry.objects.filter(action="commands.signed").exists()
 
 
 def test_a_cycle_without_a_template_fails_and_a_restart_does_not_need_one(world: World, client: Client) -> None:
@@ -198,11 +195,10 @@ def test_a_cycle_without_a_template_fails_and_a_restart_does_not_need_one(world:
 def test_what_was_taken_back_is_not_sent(world: World, client: Client) -> None:
     boot(client)
     command = ordered(world, client)
-    read_before = Command.objects.select_related("client", "order__site").get(pk=command.pk)
     services.cancel(command, world.vera)
-    assert sending.send([read_before]) == 0
+    assert sending.send(Command.objects.all()) == 0
     assert sent(command).status == CommandStatus.CANCELLED
-    assert not AuditEntry.objects.filter(action="command.signed").exists()
+    assert not AuditEntry.objects.filter(action="commands.signed").exists()
 
 
 def test_one_that_cannot_be_sent_holds_up_no_other(world: World, client: Client) -> None:
@@ -256,3 +252,18 @@ def test_a_command_is_sent_although_nobody_can_be_nudged(
     boot(client)
     assert sent(ordered(world, client)).status == CommandStatus.SENT
     assert "the gateway finds the commands at its next sweep" in caplog.text
+
+
+def test_what_is_not_in_the_protocol_fails_and_holds_up_no_other(world: World, client: Client) -> None:
+    """Somebody wrote it into the database."""
+    other = make_client(world.clubroom, "52:54:00:00:00:02")
+    for one in (client, other):
+        boot(one)
+    BootSession.objects.update(protocol=2)
+    bad, good = ordered(world, client), ordered(world, other)
+    Order.objects.filter(pk=bad.order_id).update(args={"shell": "rm -rf /"})
+    tasks.send_due()
+    for command in (bad, good):
+        command.refresh_from_db()
+    assert (bad.status, bad.reason, bad.signature) == (CommandStatus.FAILED, "it is not in the protocol", b"")
+    assert good.status == CommandStatus.SENT

@@ -43,7 +43,12 @@ def test_an_order_makes_a_command_for_each_client_and_an_audit_entry(world: Worl
 @pytest.mark.parametrize(
     ("verb", "count", "reason", "message"),
     [
-        ("explode", 1, "why", "'explode' is not an order. Choose one of restart, poweroff, cycle, capture."),
+        (
+            "explode",
+            1,
+            "why",
+            "'explode' is not an order. Choose one of restart, poweroff, cycle, capture, message, wake.",
+        ),
         (Verb.CYCLE, 0, "why", "No client is chosen. Choose at least one."),
         (Verb.CYCLE, 1, " \n", "An order needs a reason."),
         (Verb.CYCLE, 1, "x" * 201, "The reason is too long. Say it in 200 characters."),
@@ -66,7 +71,9 @@ def test_one_order_takes_a_thousand_clients_and_no_more(world: World) -> None:
     clients = Client.objects.bulk_create(
         Client(site=world.clubroom, mac=f"52:54:00:00:{n >> 8:02x}:{n & 255:02x}", name=f"pc-{n}") for n in range(1001)
     )
-    with pytest.raises(OperatorError, match=r"1001 clients are more than one order takes\. Choose 1000 or fewer\."):
+    with pytest.raises(
+        OperatorError, match=r"1001 clients are more than one order takes\. Choose 1000 or fewer, or make"
+    ):
         services.order(Verb.CYCLE, clients, "all", world.vera)
     assert nothing_was_written()
     assert services.order(Verb.CYCLE, clients[:1000], "all", world.vera).commands.count() == 1000
@@ -178,8 +185,10 @@ def test_the_message_goes_out_after_the_commit_and_not_at_all_without(
     assert len(callbacks) == 1
 
 
-def test_a_command_not_sent_yet_is_taken_back(world: World, client: Client) -> None:
+@pytest.mark.parametrize("status", services.CANCELLABLE)
+def test_a_command_not_accepted_yet_is_taken_back(world: World, client: Client, status: CommandStatus) -> None:
     command = services.order(Verb.CYCLE, [client], "why", world.vera).commands.get()
+    Command.objects.update(status=status)
     services.cancel(command, world.otto)
     assert (command.status, command.reason) == (CommandStatus.CANCELLED, "cancelled by otto")
     assert command.finished_at is not None
@@ -187,8 +196,8 @@ def test_a_command_not_sent_yet_is_taken_back(world: World, client: Client) -> N
     assert (entry.actor, entry.subject_id) == ("otto", str(command.pk))
 
 
-@pytest.mark.parametrize("status", [status for status in CommandStatus if status != CommandStatus.QUEUED])
-def test_what_is_on_its_way_or_ended_cannot_be_taken_back(world: World, client: Client, status: CommandStatus) -> None:
+@pytest.mark.parametrize("status", [one for one in CommandStatus if one not in services.CANCELLABLE])
+def test_what_is_accepted_or_ended_cannot_be_taken_back(world: World, client: Client, status: CommandStatus) -> None:
     command = services.order(Verb.CYCLE, [client], "why", world.vera).commands.get()
     Command.objects.update(status=status)
     with pytest.raises(WrongState, match=f"cannot become cancelled: it is {status.label.lower()}"):
@@ -201,15 +210,16 @@ def test_nobody_takes_back_what_another_site_ordered(world: World, client: Clien
     with pytest.raises(Forbidden, match=r"You may not cancel the cycle of A1 \(pc-01\)\."):
         services.cancel(order.commands.get(), world.mallory)
     with pytest.raises(Forbidden, match="You may not cancel that order"):
-        services.cancel_queued(order, world.mallory)
+        services.cancel_order(order, world.mallory)
     assert order.commands.get().status == CommandStatus.QUEUED
 
 
 def test_of_an_order_only_what_waits_is_taken_back_and_nothing_twice(world: World, client: Client) -> None:
     clients = [client, *(make_client(world.clubroom, f"52:54:00:00:00:0{n}") for n in (2, 3))]
     order = services.order(Verb.CYCLE, clients, "why", world.vera)
-    Command.objects.filter(client=client).update(status=CommandStatus.SENT)
-    assert services.cancel_queued(order, world.vera) == 2
+    Command.objects.filter(client=client).update(status=CommandStatus.ACCEPTED)
+    Command.objects.filter(client=clients[1]).update(status=CommandStatus.SENT)
+    assert services.cancel_order(order, world.vera) == 2
     with pytest.raises(WrongState, match="Nothing of that order waits any more"):
-        services.cancel_queued(order, world.vera)
-    assert sorted(order.commands.values_list("status", flat=True)) == ["cancelled", "cancelled", "sent"]
+        services.cancel_order(order, world.vera)
+    assert sorted(order.commands.values_list("status", flat=True)) == ["accepted", "cancelled", "cancelled"]

@@ -56,7 +56,7 @@ def ordered(world: World, *clients: Client) -> list[Command]:
 def sent(world: World, *clients: Client) -> list[Command]:
     """The commands after the sender had them."""
     commands = ordered(world, *clients)
-    waking.send(commands)
+    waking.send([command.pk for command in commands])
     for command in commands:
         command.refresh_from_db()
     return commands
@@ -206,7 +206,7 @@ def test_what_is_past_its_time_or_taken_back_is_not_begun(world: World) -> None:
     late, back = ordered(world, off(world), off(world, 2))
     Command.objects.filter(pk=late.pk).update(expires_at=timezone.now())
     services.cancel(back, world.vera)
-    assert waking.send([late, back]) == 0
+    assert waking.send([late.pk, back.pk]) == 0
     late.refresh_from_db()
     back.refresh_from_db()
     assert (late.status, back.status) == (CommandStatus.EXPIRED, CommandStatus.CANCELLED)
@@ -216,7 +216,7 @@ def test_what_is_past_its_time_or_taken_back_is_not_begun(world: World) -> None:
 def test_sent_twice_it_is_begun_once(world: World) -> None:
     awake(world, 2)
     [command] = ordered(world, off(world))
-    assert [waking.send([command]) for _ in range(2)] == [1, 0]
+    assert [waking.send([command.pk]) for _ in range(2)] == [1, 0]
     assert len(relayed()) == Wake.objects.count() == 1
     assert AuditEntry.objects.filter(action="commands.woken").count() == 1
 
@@ -269,7 +269,7 @@ def test_a_boot_while_it_waits_to_be_sent_is_none_of_its_doing(world: World) -> 
     target = off(world)
     [command] = ordered(world, target)
     plan_of(target)
-    waking.send([command])
+    waking.send([command.pk])
     command.refresh_from_db()
     assert command.status == CommandStatus.FAILED
     assert command.reason.startswith("boots already")

@@ -35,6 +35,7 @@ class Gateway:
         self.command_key, self.session_key = Key("command-1"), Key("session-1")
         self.hold_s, self.clock_ms = hold_s, 0.0
         self.boot_id, self.facts = "", dict[str, Any]()
+        self.protocol = protocol.VERSION  # that it answers sessions in
         self.sequence = 0
         self.waiting: list[dict[str, str]] = []  # envelopes, sent with every poll until `taken`
         self.reports: list[dict[str, Any]] = []
@@ -81,7 +82,8 @@ class Gateway:
     def wrap(self, command: protocol.Command, key: Key | None = None) -> dict[str, str]:
         """Signed as the worker would, but also where `protocol.encode` would refuse."""
         key = key or self.command_key
-        body = json.dumps({"v": 1, **command.__dict__}, separators=(",", ":")).encode()
+        fields = dict(command.__dict__)
+        body = json.dumps({"v": fields.pop("version"), **fields}, separators=(",", ":")).encode()
         return protocol.envelope(body, key.secret.sign(body), key.name)
 
     def send(self, *envelopes: dict[str, str]) -> None:
@@ -119,6 +121,7 @@ class Gateway:
                 "hold_s": self.hold_s,
                 "spread_s": 0,
                 "keys": keys,
+                "protocol": self.protocol,
             }
             exact = json.dumps(said).encode()
             signature = base64.b64encode(self.session_key.secret.sign(exact)).decode()

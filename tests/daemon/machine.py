@@ -75,7 +75,8 @@ def machine(manifest: Manifest, store: Store, memory_mib: int = 1024) -> Iterato
     gateway = Gateway()
     paths = {name: store.path(part.sha256) for name, part in manifest.artefacts().items()}
     plan: dict[str, object] = {
-        "protocol": protocol.VERSION,
+        "protocol": protocol.PLAN_VERSION,
+        "daemon": protocol.VERSION,
         "action": "boot",
         "session": gateway.session,
         "bearer": gateway.bearer,

@@ -24,13 +24,14 @@ SYSTEMCTL = "#!/bin/sh\necho $@ >>/run/asked\nexec sleep 60\n"
 class Daemon(Namespace):
     """The daemon as its unit runs it, in a place where it can break nothing."""
 
-    def begin(self, gateway: Gateway, argv: Sequence[str] = AGENT) -> None:
+    def begin(self, gateway: Gateway, argv: Sequence[str] = AGENT, **more: str) -> None:
+        """`more` are other lines of the boot plan."""
         keys = {
             f"{name}_keys": protocol.format_keys({key.name: key.public})
             for name, key in (("command", gateway.command_key), ("session", gateway.session_key))
         }
         plan = {"bearer": gateway.bearer, "client": gateway.client, "session": gateway.session, "user": "player"}
-        plan |= {"uid": str(UID), "home": "f" * 64, "home_percent": "50", **keys}
+        plan |= {"uid": str(UID), "home": "f" * 64, "home_percent": "50", **keys, **more}
         self.write("/run/fleet/plan", protocol.format_plan(plan))
         self.write("/run/cmdline", f"quiet fleet.server={gateway.url}\n")
         self.write("/run/bin/systemctl", SYSTEMCTL, 0o755)
@@ -78,7 +79,7 @@ def wrong(gateway: Gateway, fault: str) -> tuple[protocol.Command, dict[str, str
         "old-sequence": {"sequence": 0},
         "expired": {"not_before_ms": now - 2000, "expires_ms": now - 1000},
         "not-yet": {"not_before_ms": now + 30_000},
-        "bad-arguments": {"args": {"force": True}},
+        "bad-arguments": {"args": {"home": "f" * 64}},
         "unknown-verb": {"verb": "format"},
     }
     command = dataclasses.replace(gateway.command(protocol.RESTART), **changes.get(fault, {}))
@@ -89,7 +90,10 @@ def wrong(gateway: Gateway, fault: str) -> tuple[protocol.Command, dict[str, str
     return command, gateway.wrap(command)
 
 
-@pytest.mark.parametrize("reason", [reason for reason in protocol.REASONS if reason not in ("busy", "cancelled")])
+LATER = ("busy", "cancelled", "held", "old-protocol")  # reasons that need more than one wrong envelope
+
+
+@pytest.mark.parametrize("reason", [reason for reason in protocol.REASONS if reason not in LATER])
 def test_what_must_not_be_obeyed_is_refused_with_its_reason_and_not_done(
     gateway: Gateway, daemon: Daemon, reason: str
 ) -> None:
@@ -108,6 +112,37 @@ def test_a_good_command_is_done_after_its_acceptance_was_taken(gateway: Gateway,
     gateway.wait(lambda: gateway.byes == ["restart"])
     wait_until(lambda: daemon.asked)
     assert daemon.asked == "--no-block reboot\n"
+
+
+def test_a_server_of_old_is_obeyed_where_the_boot_plan_promises_no_newer_one(gateway: Gateway) -> None:
+    gateway.protocol = 1
+    with Daemon() as daemon:
+        daemon.begin(gateway)
+        gateway.wait(lambda: gateway.polls)
+        command = gateway.command(protocol.RESTART, version=1)
+        gateway.send(gateway.wrap(command))
+        gateway.wait(lambda: gateway.byes == ["restart"])
+
+
+def test_no_older_envelope_is_obeyed_than_the_signed_boot_plan_promises(gateway: Gateway) -> None:
+    with Daemon() as daemon:
+        daemon.begin(gateway, daemon="2")
+        gateway.wait(lambda: gateway.polls)
+        command = gateway.command(protocol.RESTART, version=1)
+        gateway.send(gateway.wrap(command))
+        report = gateway.wait(lambda: gateway.told(command.command, protocol.REFUSED))
+        assert report["reason"] == "old-protocol"
+        assert daemon.asked == ""
+
+
+def test_no_older_session_is_opened_than_the_signed_boot_plan_promises(gateway: Gateway) -> None:
+    gateway.protocol = 1
+    with Daemon() as daemon:
+        daemon.begin(gateway, daemon="7")  # and a server that is newer than this daemon speaks as it does
+        wait_until(lambda: "older than protocol 2" in daemon.log)
+        assert gateway.polls == []
+        gateway.protocol = 2
+        gateway.wait(lambda: gateway.polls)
 
 
 def test_a_command_whose_acceptance_the_server_rejects_is_not_done(gateway: Gateway, daemon: Daemon) -> None:

@@ -24,8 +24,8 @@ def wrap(body: bytes, key: Key = KEY) -> dict[str, str]:
     return protocol.envelope(body, key.secret.sign(body), key.name)
 
 
-def authenticate(wrapped: object) -> Command:
-    return protocol.authenticate(wrapped, KEYS, COMMAND.client, COMMAND.boot)
+def authenticate(wrapped: object, floor: int = 1) -> Command:
+    return protocol.authenticate(wrapped, KEYS, COMMAND.client, COMMAND.boot, floor)
 
 
 def refusal(wrapped: object) -> tuple[str, str]:
@@ -37,6 +37,20 @@ def refusal(wrapped: object) -> tuple[str, str]:
 
 def test_a_signed_command_arrives_as_it_was_sent() -> None:
     assert authenticate(wrap(protocol.encode(COMMAND))) == COMMAND
+
+
+def test_an_envelope_of_version_1_is_what_it_always_was() -> None:
+    body = protocol.encode(COMMAND, 1)
+    fields = [(name, value) for name, value in COMMAND.__dict__.items() if name != "version"]
+    assert list(json.loads(body).items()) == [("v", 1), *fields]
+    assert authenticate(wrap(body)) == dataclasses.replace(COMMAND, version=1)
+
+
+def test_no_version_below_the_floor_is_obeyed_however_well_it_is_signed() -> None:
+    assert authenticate(wrap(protocol.encode(COMMAND)), floor=2) == COMMAND
+    with pytest.raises(Refused) as caught:
+        authenticate(wrap(protocol.encode(COMMAND, 1)), floor=2)
+    assert (caught.value.reason, caught.value.command) == ("old-protocol", COMMAND.command)
 
 
 def test_an_unknown_key_is_named_as_such() -> None:
@@ -65,8 +79,12 @@ def test_a_command_for_somebody_else_is_refused(field: str, reason: str) -> None
 @pytest.mark.parametrize(
     "change",
     [
-        {"v": 2},
+        {"v": 3},
+        {"v": 0},
+        {"v": True},
+        {"v": "2"},
         {"v": None},
+        {"version": 2},
         {"sequence": "7"},
         {"sequence": -1},
         {"sequence": True},
@@ -120,7 +138,7 @@ def test_an_envelope_too_large_is_refused_before_it_is_read() -> None:
         ({"not_before_ms": 1501}, "not-yet"),
         ({"verb": "format"}, "unknown-verb"),
         ({"args": {}}, "bad-arguments"),
-        ({"args": {**CYCLE, "more": 1}}, "bad-arguments"),
+        ({"args": {**CYCLE, "more": 13}}, "bad-arguments"),
         ({"args": {**CYCLE, "home": "A" * 64}}, "bad-arguments"),
         ({"args": {**CYCLE, "home_bytes": True}}, "bad-arguments"),
         ({"verb": "restart"}, "bad-arguments"),
@@ -133,11 +151,91 @@ def test_an_authentic_command_is_refused_for_what_it_asks_or_when(change: dict[s
     assert reason in protocol.REASONS
 
 
+SLEEPER = {"mac": "52:54:00:12:34:56", "secure": ""}
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    protocol.RESTART: {},
+    protocol.POWEROFF: {},
+    protocol.CYCLE: CYCLE,
+    protocol.CAPTURE: {"most_bytes": 1},
+    protocol.MESSAGE: {"text": "Das Spiel beginnt: kommt herein, große Halle!", "seconds": 60},
+    protocol.RELAY: {"macs": [SLEEPER, {"mac": "52:54:00:AB:CD:EF", "secure": "00:01:02:03:04:05"}], "packets": 3},
+}
+WARNING = {"warn_s": 600, "text": "The hall closes.", "more": 2, "force": True}
+
+
+def admit(verb: str, args: object, version: int = protocol.VERSION) -> str:
+    """The reason of the refusal, '' where there is none."""
+    changes: dict[str, Any] = {"verb": verb, "args": args, "version": version}
+    try:
+        protocol.admit(dataclasses.replace(COMMAND, **changes), 6, 1500)
+    except Refused as refusal:
+        return refusal.reason
+    return ""
+
+
 def test_each_verb_with_its_arguments_is_admitted() -> None:
-    arguments: dict[str, dict[str, Any]] = {protocol.CYCLE: CYCLE, protocol.CAPTURE: {"most_bytes": 1}}
-    for verb in protocol.VERBS:
-        args = arguments.get(verb, {})
-        protocol.admit(dataclasses.replace(COMMAND, verb=verb, args=args), 6, 1500)
+    assert [admit(verb, ARGUMENTS[verb]) for verb in protocol.VERBS[2]] == [""] * 6
+    assert [admit(verb, ARGUMENTS[verb], 1) for verb in protocol.VERBS[1]] == [""] * 4
+
+
+@pytest.mark.parametrize("verb", [protocol.RESTART, protocol.POWEROFF, protocol.CYCLE])
+def test_a_user_may_be_warned_by_any_of_what_belongs_to_a_warning(verb: str) -> None:
+    for chosen in ({}, *({name: value} for name, value in WARNING.items()), WARNING):
+        assert admit(verb, {**ARGUMENTS[verb], **chosen}) == ""
+        assert admit(verb, {**ARGUMENTS[verb], **chosen}, 1) == ("bad-arguments" if chosen else "")
+
+
+def test_a_capture_may_be_forced_but_nobody_is_warned_of_it() -> None:
+    assert admit(protocol.CAPTURE, {"most_bytes": 1, "force": True}) == ""
+    assert admit(protocol.CAPTURE, {"most_bytes": 1, "warn_s": 60}) == "bad-arguments"
+
+
+@pytest.mark.parametrize("verb", [protocol.MESSAGE, protocol.RELAY])
+def test_version_1_knows_no_messages_and_no_relays(verb: str) -> None:
+    assert admit(verb, ARGUMENTS[verb], 1) == "unknown-verb"
+    with pytest.raises(ValueError, match="version 1"):
+        protocol.encode(dataclasses.replace(COMMAND, verb=verb, args=ARGUMENTS[verb]), 1)
+
+
+@pytest.mark.parametrize(
+    ("verb", "change"),
+    [
+        (protocol.RESTART, {"warn_s": 0}),
+        (protocol.RESTART, {"warn_s": 3601}),
+        (protocol.RESTART, {"warn_s": True}),
+        (protocol.RESTART, {"warn_s": 1.5}),
+        (protocol.RESTART, {"more": 13}),
+        (protocol.RESTART, {"force": False}),
+        (protocol.RESTART, {"force": 1}),
+        (protocol.RESTART, {"text": ""}),
+        (protocol.RESTART, {"seconds": 1}),
+        (protocol.MESSAGE, {"text": "x" * 301}),
+        (protocol.MESSAGE, {"text": "two\nlines"}),
+        (protocol.MESSAGE, {"text": "\x1b[2J"}),
+        (protocol.MESSAGE, {"text": "\x9b2J"}),
+        (protocol.MESSAGE, {"text": "\u202etxt.exe"}),
+        (protocol.MESSAGE, {"text": "\ud800"}),
+        (protocol.MESSAGE, {"seconds": 0}),
+        (protocol.MESSAGE, {"force": True}),
+        (protocol.RELAY, {"macs": []}),
+        (protocol.RELAY, {"macs": [SLEEPER] * 33}),
+        (protocol.RELAY, {"macs": ["52:54:00:12:34:56"]}),
+        (protocol.RELAY, {"macs": [{"mac": "52:54:00:12:34:56"}]}),
+        (protocol.RELAY, {"macs": [{**SLEEPER, "mac": "52:54:00:12:34:5"}]}),
+        (protocol.RELAY, {"macs": [{**SLEEPER, "secure": "secret"}]}),
+        (protocol.RELAY, {"packets": 11}),
+    ],
+)
+def test_an_argument_out_of_its_bounds_is_refused(verb: str, change: dict[str, Any]) -> None:
+    assert admit(verb, {**ARGUMENTS[verb], **change}) == "bad-arguments"
+
+
+def test_the_longest_commands_fit_into_an_envelope() -> None:
+    macs = [{"mac": "52:54:00:12:34:56", "secure": "00:01:02:03:04:05"}] * 32
+    longest = {protocol.RELAY: {"macs": macs, "packets": 10}, protocol.MESSAGE: {"text": "🎮" * 300, "seconds": 3600}}
+    for verb, args in longest.items():
+        command = dataclasses.replace(COMMAND, verb=verb, args=args)
+        assert authenticate(wrap(protocol.encode(command))) == command
 
 
 @pytest.mark.parametrize("change", [{"verb": "format"}, {"args": {}}, {"sequence": -1}, {"client": ""}])

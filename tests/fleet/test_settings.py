@@ -32,7 +32,7 @@ SIMPLE = [
         "REDIS_URL",
     ),
     *("POLL_HOLD", "POLL_SPREAD", "LOST_AFTER", "BOOT_TOKEN_LIFE", "BOOT_LIMIT", "CAPTURE_LIMIT", "COMMAND_LIFE"),
-    *("VOLATILE_MIB", "WAKE_BROADCAST", "POWER_NETWORKS"),
+    *("VOLATILE_MIB", "CEILING", "WAKE_BROADCAST", "POWER_NETWORKS"),
 ]
 
 
@@ -41,6 +41,9 @@ SIMPLE = [
     [
         (lambda env: env.flag("X", False), "ture", "X='ture' is neither yes nor no"),
         (lambda env: env.flag("X", False), "", "is neither yes nor no"),
+        (lambda env: env.counts("X", {"a": 1}), "b=2", "X: 'b=2' is no count. Write <name>=<number>, with a name of a"),
+        (lambda env: env.counts("X", {"a": 1}), "a=-2", "X: 'a=-2' is no count"),
+        (lambda env: env.counts("X", {"a": 1}), "a", "X: 'a' is no count"),
         (lambda env: env.number("X", 1, low=1, high=9), "10", "X=10 is out of range: it must be 1 to 9"),
         (lambda env: env.number("X", 1, low=1, high=9), "1.5", "X='1.5' is not a whole number"),
         (lambda env: env.path("X", Path("/")), "var", "X='var' is not an absolute path"),

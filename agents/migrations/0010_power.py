@@ -8,7 +8,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('agents', '0006_campaigns_and_caps'),
+        ('agents', '0009_campaigns_are_judged_anew'),
         ('fleet', '0010_tags_holds_and_checkpoints'),
     ]
 

@@ -1,0 +1,277 @@
+"""What the worker does with campaigns: it begins them, makes commands wave by wave, judges, and ends them.
+
+Every part runs in a transaction of its own with the campaign's row locked, and does what is due at that moment: it may run twice, side
+by side, late or again after a crash.
+"""
+
+import logging
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from django.conf import settings
+from django.contrib.auth.models import AnonymousUser, User
+from django.db import OperationalError, transaction
+from django.db.models import Max, Q, QuerySet
+from django.utils import timezone
+
+from agents import caps, freezing, services, targets
+from agents.models import (
+    Campaign,
+    CampaignStatus,
+    Command,
+    CommandStatus,
+    Offline,
+    OnFailure,
+    Order,
+    Target,
+    TargetStatus,
+)
+from agents.selecting import Selection, choose
+from agents.waves import waves
+from fleet import audit
+from fleet.exceptions import FleetError, Forbidden
+from fleet.queue import enqueue
+from fleet.transitions import move
+
+log = logging.getLogger(__name__)
+CLOCK = "clock"
+MINUTE = timedelta(seconds=60)  # over which a cap counts
+_NOT_ACCEPTED = (CommandStatus.QUEUED, CommandStatus.SENT)  # a client asks before it acts, so these can be called back
+
+
+def step() -> None:
+    """Go on with all that have not ended; the clock calls it."""
+    for key in Campaign.objects.filter(ended_at=None).order_by("order__ordered_at").values_list("pk", flat=True):
+        go_on(key)
+
+
+def go_on(key: UUID) -> None:
+    """Do what is due in one campaign, so that between two parts whoever stops it need not wait."""
+    try:
+        while _part(key):
+            pass
+    except (FleetError, OperationalError) as error:  # of the database: a deadlock, or a lock held for too long
+        log.warning("Campaign %s goes on a second later: %s", key, error)
+
+
+@transaction.atomic
+def _part(key: UUID) -> bool:
+    """The next part; True when another one is due at once."""
+    rows = Campaign.objects.select_related("order__site", "order__ordered_by").filter(pk=key, ended_at=None)
+    campaign = rows.select_for_update(of=("self",), no_key=True, skip_locked=True).first()
+    if campaign is None:
+        return False  # another worker is at it
+    now = timezone.now()
+    if campaign.started_at is None and campaign.status in Campaign.LIVE:
+        return _begin(campaign, now)
+    if campaign.status not in Campaign.LIVE:
+        call_back(campaign.order, campaign.outcome)  # what was just being signed when it was stopped
+    targets.follow(campaign)
+    if campaign.status in Campaign.LIVE:
+        if now >= campaign.expires_at:
+            targets.expire(campaign, now)
+        _keep_fresh(campaign.order, min(now + timedelta(seconds=settings.COMMAND_LIFE), campaign.expires_at))
+    if campaign.status == CampaignStatus.RUNNING:
+        return _run(campaign, now)
+    _end_if_over(campaign)
+    return False
+
+
+def _begin(campaign: Campaign, now: datetime) -> bool:
+    """Resolve the selection, once it is time and nothing stands against it."""
+    order = campaign.order
+    if now >= campaign.expires_at:
+        awaited = campaign.status == CampaignStatus.AWAITING
+        halt(
+            campaign,
+            CampaignStatus.STOPPED,
+            "nobody approved it in time" if awaited else "it did not begin in time",
+            CLOCK,
+        )
+    elif (
+        (campaign.status == CampaignStatus.AWAITING and order.approved_at is None)
+        or campaign.status == CampaignStatus.PAUSED
+        or (campaign.starts_at and now < campaign.starts_at)
+    ):
+        return False
+    elif _may(campaign):
+        planned = waves(campaign, choose(Selection.from_json(campaign.selection), order.site))
+        number = targets.make(campaign, planned)
+        started = {"started_at": now, "wave": 1, "wave_at": now, "judged_from": now}
+        if campaign.status == CampaignStatus.RUNNING:
+            Campaign.objects.filter(pk=campaign.pk).update(**started)
+        else:
+            move(campaign, CampaignStatus.RUNNING, **started)
+        sizes = [len(wave) for wave in planned]
+        audit.record("campaign.started", campaign, site=order.site, actor=CLOCK, clients=number, waves=sizes)
+        return True
+    return False
+
+
+def _may(campaign: Campaign) -> bool:
+    """Whether who ordered it still may; else it ends."""
+    order, why = campaign.order, "who ordered it is gone"
+    if order.ordered_by is not None:
+        try:
+            services.require(order, order.ordered_by)
+            return True
+        except Forbidden as error:
+            why = error.message
+    halt(campaign, CampaignStatus.STOPPED, f"stopped: {why}", CLOCK)
+    return False
+
+
+def _run(campaign: Campaign, now: datetime) -> bool:
+    """Judge, go on to the next wave, order what is due."""
+    wave_over = _wave_is_over(campaign, now)
+    more = wave_over and campaign.wave < _last_wave(campaign)
+    if why := _failed(campaign) or (_not_enough(campaign) if more else ""):
+        return _hold(campaign, why)
+    if more:
+        wave = campaign.wave + 1
+        Campaign.objects.filter(pk=campaign.pk).update(wave=wave, wave_at=now, judged_from=now)
+        audit.record(
+            "campaign.wave", campaign, site=campaign.order.site, actor=CLOCK, wave=wave, **targets.tally(campaign)
+        )
+        return True
+    if _end_if_over(campaign):
+        return False
+    room = min(_room(campaign.order, now), targets.CHUNK)
+    if not room or not _may(campaign):
+        return False
+    number = targets.order_due(campaign, room, now)
+    if number:
+        from agents.tasks import send_order
+
+        enqueue(send_order, str(campaign.order_id))
+    return number == targets.CHUNK
+
+
+def _last_wave(campaign: Campaign) -> int:
+    return Target.objects.filter(campaign=campaign).aggregate(last=Max("wave"))["last"] or 0
+
+
+def _wave_is_over(campaign: Campaign, now: datetime) -> bool:
+    """All of it have ended, but for those that are waited for until they connect: they hold nobody up."""
+    in_wave = Target.objects.filter(campaign=campaign, wave=campaign.wave)
+    holding = Q(status=TargetStatus.ORDERED) | Q(status=TargetStatus.WAITING)
+    if campaign.offline == Offline.WAIT:
+        absent = Q(place__lt=targets.reached(campaign, now)) & ~targets.able(campaign)
+        holding = Q(status=TargetStatus.ORDERED) | (Q(status=TargetStatus.WAITING) & ~absent)
+    return not in_wave.filter(holding).exists()
+
+
+def _end_if_over(campaign: Campaign) -> bool:
+    """End a campaign all of whose targets have ended, if it is so."""
+    if Target.objects.filter(campaign=campaign, status__in=Target.OPEN).exists():
+        return False
+    counts, now = targets.tally(campaign), timezone.now()
+    if campaign.status in Campaign.LIVE:
+        outcome = targets.told(counts) or "nobody was selected"
+        move(campaign, CampaignStatus.DONE, ended_at=now, outcome=outcome[:300])
+    else:
+        Campaign.objects.filter(pk=campaign.pk).update(ended_at=now)
+    audit.record("campaign.ended", campaign, site=campaign.order.site, actor=CLOCK, **counts)
+    return True
+
+
+# --- thresholds --------------------------------------------------------------------------------------------------
+
+
+def _judged(campaign: Campaign) -> tuple[int, int]:
+    """How many carried it out, or should have, since the wave began or a person said to go on; and how many of them succeeded."""
+    counts = targets.tally(campaign, ended_at__gte=campaign.judged_from)
+    return sum(counts.get(status, 0) for status in targets.EXECUTED), counts.get(TargetStatus.SUCCEEDED, 0)
+
+
+def _failed(campaign: Campaign) -> str:
+    """Why too many failed to go on, in words; "" when it may, and when nobody is left who could be spared."""
+    executed, succeeded = _judged(campaign)
+    failed = executed - succeeded
+    if executed < campaign.judged_after or 100 * failed <= campaign.failed_percent * executed:
+        return ""
+    if (
+        not Target.objects.filter(campaign=campaign, status__in=Target.OPEN)
+        .exclude(command__status=CommandStatus.ACCEPTED)
+        .exists()
+    ):
+        return ""
+    return f"{failed} of {executed} failed in wave {campaign.wave}: more than {campaign.failed_percent} %"
+
+
+def _not_enough(campaign: Campaign) -> str:
+    """Why the next wave must not begin, in words; "" when it may."""
+    executed, succeeded = _judged(campaign)
+    by_itself = campaign.judged_from == campaign.wave_at  # nobody said to go on all the same
+    if campaign.canary and campaign.wave == 1 and not executed and by_itself:
+        return "nobody of the canary carried it out, so it has shown nothing"
+    if executed >= campaign.judged_after and 100 * succeeded < campaign.success_percent * executed:
+        return f"{succeeded} of {executed} succeeded in wave {campaign.wave}: less than {campaign.success_percent} %"
+    return ""
+
+
+def _hold(campaign: Campaign, why: str) -> bool:
+    """A threshold was passed."""
+    if campaign.on_failure == OnFailure.ABORT:
+        halt(campaign, CampaignStatus.ABORTED, f"aborted: {why}", CLOCK)
+    else:
+        move(campaign, CampaignStatus.PAUSED, paused_at=timezone.now(), outcome=f"paused: {why}"[:300])
+        counts = targets.tally(campaign)
+        audit.record("campaign.paused", campaign, site=campaign.order.site, actor=CLOCK, why=why, **counts)
+    return False
+
+
+# --- commands in the queue ---------------------------------------------------------------------------------------
+
+
+def _room(order: Order, now: datetime) -> int:
+    """How many commands the sender may sign soon, so that none waits long in the queue and nobody else's waits behind them."""
+    if freezing.standing(order.site_id):
+        return 0
+    queued = Command.objects.filter(verb=order.verb, status=CommandStatus.QUEUED)
+    room = settings.CEILING[order.verb] - queued.count()
+    if not order.beyond_cap and (cap := caps.cap_of(order.site_id, order.verb)):
+        here = queued.filter(client__site=order.site_id).count()
+        if cap.per_minute:
+            signed = Command.objects.filter(verb=order.verb, client__site=order.site_id, sent_at__gt=now - MINUTE)
+            room = min(room, cap.per_minute - signed.count() - here)
+        if cap.at_once:
+            room = min(room, cap.at_once - caps.under_way(order.site_id, order.verb) - here)
+    return max(0, room)
+
+
+def _keep_fresh(order: Order, expires: datetime) -> None:
+    """A command's time begins when it is signed: what waits for a ceiling, or for a freeze to be lifted, is given its time again."""
+    late = expires - timedelta(seconds=settings.COMMAND_LIFE / 3)
+    queued = Command.objects.filter(order=order, status=CommandStatus.QUEUED, expires_at__lt=late)
+    _free(queued).update(expires_at=expires)
+
+
+def call_back(order: Order, reason: str) -> int:
+    """Cancel what no client has accepted, in one statement; how many. What is being signed or accepted at this moment is left for the next."""
+    waiting = Command.objects.filter(order=order, status__in=_NOT_ACCEPTED)
+    return _free(waiting).update(status=CommandStatus.CANCELLED, finished_at=timezone.now(), reason=reason[:300])
+
+
+def _free(commands: QuerySet[Command]) -> QuerySet[Command]:
+    """Those of ``commands`` that nobody else changes now. To wait for one while others wait for us is how deadlocks are made."""
+    return commands.filter(pk__in=commands.select_for_update(no_key=True, skip_locked=True).values("pk"))
+
+
+def halt(campaign: Campaign, status: CampaignStatus, why: str, actor: User | AnonymousUser | str) -> int:
+    """End a campaign before its time: nobody who has not accepted does anything. How many commands were called back. Raises WrongState."""
+    with transaction.atomic():
+        move(campaign, status, outcome=why[:300], paused_at=None)
+        # The log before the commands: whoever holds its end may be about to change one of them.
+        counts = targets.tally(campaign)
+        audit.record(f"campaign.{status}", campaign, site=campaign.order.site, actor=actor, why=why, **counts)
+        number = call_back(campaign.order, why)
+        targets.close_all(campaign, TargetStatus.CANCELLED, why)
+        targets.follow(campaign)
+        _end_if_over(campaign)
+    return number
+
+
+def not_accepted(campaign: Campaign) -> bool:
+    """Whether there is something left to call back."""
+    return Command.objects.filter(order=campaign.order_id, status__in=_NOT_ACCEPTED).exists()
