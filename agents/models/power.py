@@ -1,3 +1,8 @@
+import ipaddress
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.core.validators import RegexValidator
 from django.db import models
 
@@ -50,6 +55,22 @@ class PowerPort(models.Model):
 
     def __str__(self) -> str:
         return f"power port of {self.client}"
+
+    def clean(self) -> None:
+        """The sender looks again, at what a name means then; here a person is told at once."""
+        if not settings.POWER_NETWORKS:
+            raise ValidationError(
+                "This server reaches no power ports: whoever runs it sets FLEET_POWER_NETWORKS first."
+            )
+        try:
+            address = ipaddress.ip_address(urlsplit(self.address).hostname or "")
+        except ValueError:
+            return  # a name
+        if not any(address in network for network in settings.POWER_NETWORKS):
+            allowed = ", ".join(map(str, settings.POWER_NETWORKS))
+            raise ValidationError(
+                {"address": f"This server reaches power ports in {allowed} alone (FLEET_POWER_NETWORKS)."}
+            )
 
 
 class Way(models.TextChoices):

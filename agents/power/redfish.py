@@ -44,7 +44,7 @@ class Redfish:
         members = _at(self._ask("GET", SYSTEMS).content, "Members")
         paths = [_at(member, "@odata.id") for member in members] if isinstance(members, list) else []
         if len(paths) != 1 or not _is_path(paths[0]):
-            names = ", ".join(str(path).rpartition("/")[2][:40] for path in paths[:8]) or "none"
+            names = ", ".join(sorted(str(path).rpartition("/")[2][:40] for path in paths[:8])) or "none"
             raise SiteError(
                 f"{self._web.address} has several systems, or none: {names}.", hint="Enter the id of one as its outlet."
             )
