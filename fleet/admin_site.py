@@ -11,13 +11,13 @@ from fleet import audit
 
 # Pages by what they are for, not by which part of the program keeps the rows. Other apps are named only by string.
 GROUPS = {
-    "Clients": ("fleet.Client", "agents.Order", "agents.Command"),
+    "Clients": ("fleet.Client", "agents.Order", "agents.Command", "agents.PowerPort"),
     "Images": (
         *("images.Image", "images.ImageVersion", "images.Release", "images.HomeTemplate"),
         *("images.Layer", "images.LayerBuild"),
     ),
     "Sites": ("fleet.Site", "fleet.ClientClass", "fleet.HardwareRule", "fleet.Membership"),
-    "Logs": ("agents.HomeRestore", "agents.BootSession", "fleet.AuditEntry"),
+    "Logs": ("agents.HomeRestore", "agents.BootSession", "agents.Wake", "fleet.AuditEntry"),
     "Accounts": ("fleet.ApiToken", "auth.User", "auth.Group"),
 }
 

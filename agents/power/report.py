@@ -11,8 +11,10 @@ from fleet.hardware import adapter_name
 from fleet.metrics import DATABASE, Asked
 from fleet.querysets import ScopedQuerySet
 
-_WOKE = Count("pk", filter=Q(command__status=CommandStatus.SUCCEEDED))
-_ASLEEP = Count("pk", filter=Q(asleep=True))
+_COUNTS = {
+    "woke": Count("pk", filter=Q(command__status=CommandStatus.SUCCEEDED)),
+    "slept": Count("pk", filter=Q(asleep=True)),
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Model:
 
 def by_model(wakes: ScopedQuerySet[Wake]) -> list[Model]:
     """What became of ``wakes``, the models that wake worst first. Those that came to nothing for other reasons are not counted."""
-    counted = wakes.order_by().values_list("product", "adapter").annotate(_WOKE, _ASLEEP)
+    counted = wakes.order_by().values_list("product", "adapter").annotate(**_COUNTS)
     models = [
         Model(product, adapter, _name(adapter), woke, asleep)
         for product, adapter, woke, asleep in counted
@@ -53,7 +55,7 @@ def wakes() -> Iterable[Metric]:
         labels=("site", "product", "adapter", "outcome"),
     )
     rows = Wake.objects.order_by().values_list("command__client__site__slug", "product", "adapter")
-    for site, product, adapter, woke, asleep in rows.annotate(_WOKE, _ASLEEP):
+    for site, product, adapter, woke, asleep in rows.annotate(**_COUNTS):
         for outcome, number in (("woke", woke), ("asleep", asleep)):
             if number:
                 family.add_metric((site, product, adapter, outcome), number)

@@ -14,7 +14,7 @@ from django.test import Client as Browser
 from django.test.utils import CaptureQueriesContext
 from django.urls import NoReverseMatch, URLPattern, URLResolver, get_resolver, reverse
 
-from agents.models import BootSession, Command, HomeRestore, Order
+from agents.models import BootSession, Command, HomeRestore, Order, PowerPort, Wake
 from fleet import services
 from fleet.models import ApiToken, AuditEntry, Client, ClientClass, HardwareRule, Membership, Site
 from fleet.querysets import ScopedQuerySet, site_of
@@ -24,7 +24,7 @@ from images.findings import Found
 from images.merge_models import FileMerge
 from images.models import HomeTemplate, Image, ImageFile, ImageHook, ImageVersion, Layer, LayerBuild, LayerFile, Release
 from images.services import release
-from tests.agents.restores import make_restore
+from tests.agents.restores import make_restore, make_wake
 from tests.images.versions import make_image, make_layer_build, make_version
 from tests.world import World, make_client, member, person
 
@@ -58,7 +58,9 @@ def full_world(world: World) -> World:
     FileMerge.objects.create(version=version, path="/etc/x", base="", package="y", merged="y")
     findings.note(version, FindingSource.CHECKED, [Found(FindingKind.EROFS, "/etc/locked", "copy /etc/locked")])
     release(version, world.gamer, world.otto)
-    make_restore(world, make_client(world.clubroom, client_class=world.gamer))
+    client = make_client(world.clubroom, client_class=world.gamer)
+    make_restore(world, client)
+    make_wake(client)
     services.issue_token(world.vera, "scoreboard")
     Group.objects.create(name="Club room")
     return world
@@ -163,6 +165,7 @@ def forms(address: str) -> Iterator[dict[str, Any]]:
             "cycle",
             "restart",
             "poweroff",
+            "wake",
             "admit",
             "maintain",
             "retire",
@@ -220,8 +223,19 @@ def test_strangers_see_the_login_and_nothing_else(full_world: World) -> None:
 
 
 VOLUNTEER = {Client, Image, Layer, ApiToken}
-MANAGER = VOLUNTEER | {ClientClass, HardwareRule, Membership}
-READ_ONLY = {AuditEntry, HomeRestore, BootSession, Command, Order, ImageVersion, LayerBuild, Release, HomeTemplate}
+MANAGER = VOLUNTEER | {ClientClass, HardwareRule, Membership, PowerPort}
+READ_ONLY = {
+    AuditEntry,
+    HomeRestore,
+    BootSession,
+    Command,
+    Order,
+    ImageVersion,
+    LayerBuild,
+    Release,
+    HomeTemplate,
+    Wake,
+}
 
 
 @pytest.mark.parametrize(
@@ -230,7 +244,7 @@ READ_ONLY = {AuditEntry, HomeRestore, BootSession, Command, Order, ImageVersion,
         ("viewer", {ApiToken}, set()),
         ("volunteer", VOLUNTEER, {Client, Image, Layer}),
         ("organiser", VOLUNTEER, {Client, Image, Layer}),
-        ("site-admin", MANAGER, {Client, Image, Layer, ClientClass, HardwareRule, Membership, Site}),
+        ("site-admin", MANAGER, {Client, Image, Layer, ClientClass, HardwareRule, Membership, PowerPort, Site}),
     ],
 )
 def test_each_role_adds_and_edits_what_its_rights_name(
