@@ -83,7 +83,7 @@ def _send_group(site: int, verb: str, waiting: QuerySet[Command]) -> int | None:
         # Before anything else: what is written here and never signed costs a little patience, the other way round a cap.
         book.note(verb, site, len(keys))
         if verb == Verb.WAKE:  # nothing for its client to obey: others carry it out
-            return waking.send(keys)
+            return waking.send(keys, _signer())
         ready = _prepare(verb, keys)
         if not ready:
             return 0
@@ -204,7 +204,7 @@ def _body(verb: str, draft: Draft, now_ms: int) -> bytes:
             boot=draft.boot,
             sequence=draft.sequence,
             verb=verb,
-            args=relays.with_passwords(draft.args) if verb == Verb.RELAY else draft.args,
+            args=relays.permitted(draft.args) if verb == Verb.RELAY else draft.args,
             not_before_ms=now_ms - EARLY_MS,
             expires_ms=round(draft.expires_at.timestamp() * 1000),
         ),

@@ -21,11 +21,13 @@ from django.utils import timezone
 from agents import freezing
 from agents.evidence import end
 from agents.models import BootSession, BootToken, Command, CommandStatus, Order, SessionStatus, Verb, Wake, Way
-from agents.power import relays
+from agents.power import permits, relays
 from fleet import audit
 from fleet.exceptions import WrongState
 from fleet.models import Admission, Client
 from fleet.queue import enqueue
+from fleet.rows import update_rows
+from fleet.signing import Signer
 
 log = logging.getLogger(__name__)
 GRACE_S = 60  # after BOOT_LIMIT, by which ``step`` has ended what is not proven
@@ -43,10 +45,10 @@ def on_already(clients: Iterable[Client]) -> dict[UUID, str]:
 
 
 @transaction.atomic
-def send(keys: Sequence[UUID]) -> int:
+def send(keys: Sequence[UUID], signer: Signer) -> int:
     """Begin to switch on the clients of these queued commands; for how many. One that makes no sense ends here, with the reason.
 
-    The caller has asked caps and freezes. The audit entry is committed before anybody hears of it.
+    The caller has asked caps and freezes. The audit entry is committed before anybody hears of it, and with it the permits.
     """
     # In this order everywhere, or two of us would wait for each other.
     list(Client.objects.select_for_update(of=("self",), no_key=True).filter(commands__in=keys).order_by("pk"))
@@ -65,9 +67,14 @@ def send(keys: Sequence[UUID]) -> int:
             end(command, CommandStatus.FAILED, why)
         else:
             wakes.append(_wake(command))
-    sent = [wake.command_id for wake in wakes]
-    expires = now + timedelta(seconds=settings.BOOT_LIMIT + GRACE_S)
-    Command.objects.filter(pk__in=sent).update(status=CommandStatus.SENT, sent_at=now, expires_at=expires)
+    until = now + timedelta(seconds=settings.BOOT_LIMIT)
+    expires = until + timedelta(seconds=GRACE_S)
+    rows = (
+        (wake.command_id, CommandStatus.SENT, now, expires, *permits.permit(wake.command, signer, until))
+        for wake in wakes
+    )
+    columns = ["status", "sent_at", "expires_at", "envelope", "signature", "key_id"]
+    update_rows(Command, columns, rows, status=CommandStatus.QUEUED)
     Wake.objects.bulk_create(wakes)
     going = _begin(wakes)
     _write_down(going)

@@ -44,7 +44,7 @@ class WakeFilters(Filters):
     until = filters.IsoDateTimeFilter(field_name="command__queued_at", lookup_expr="lt")
 
 
-class ModelSerializer(serializers.Serializer[report.Model]):
+class ModelSerializer(serializers.Serializer[Any]):
     product = serializers.CharField(help_text="As its firmware says; empty where nobody has seen it boot.")
     adapter = serializers.CharField(help_text="Of its first graphics adapter: vendor:device.")
     adapter_name = serializers.CharField(help_text="From pci.ids.")

@@ -9,14 +9,14 @@ import logging
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from uuid import UUID
 
 from django.conf import settings
 from django.utils import timezone
 
 from agents.gateway.database import Database
-from agents.models import CommandStatus, Wake, Way
+from agents.models import Command, CommandStatus, Wake, Way
+from agents.power import permits
 from agents.power.relays import PACKETS
 
 log = logging.getLogger(__name__)
@@ -24,14 +24,6 @@ LOOK_S = 3.0  # how late it is found for whom the hint was lost
 PORT = 9  # discard: any would do, for network cards look at the packet's content alone
 PAUSE_S = 0.2  # between the packets for one client: what a switch drops now it may not drop then
 EVERYWHERE = "255.255.255.255"
-
-
-@dataclass(frozen=True)
-class Due:
-    command: UUID
-    round: int
-    mac: str
-    secure: str
 
 
 class Waker:
@@ -58,18 +50,18 @@ class Waker:
 
     async def look(self) -> None:
         """Send what is due, and note that it was sent."""
-        under_way = await self._database.read(_due)
-        self._sent = {due.command: self._sent.get(due.command, 0) for due in under_way}
-        due = [one for one in under_way if one.round > self._sent[one.command]]
+        rounds = dict(await self._database.read(_under_way))
+        self._sent = {command: self._sent.get(command, 0) for command in rounds}
+        due = {command: number for command, number in rounds.items() if number > self._sent[command]}
         if not due:
             return
-        packets = [magic(one.mac, one.secure) for one in due]
-        for number in range(PACKETS):
+        packets = await self._database.read(_packets, list(due))
+        for number in range(PACKETS if packets else 0):
             if number:
                 await asyncio.sleep(PAUSE_S)
-            broadcast(packets, settings.WAKE_BROADCAST)
-        self._sent |= {one.command: one.round for one in due}
-        await self._database.write(_note, due)
+            broadcast(packets.values(), settings.WAKE_BROADCAST)
+        self._sent |= due
+        await self._database.write(_note, {command: due[command] for command in packets})
 
 
 def magic(mac: str, secure: str = "") -> bytes:
@@ -110,16 +102,27 @@ def _sender(interface: str) -> socket.socket:
     return sender
 
 
-def _due() -> list[Due]:
-    """The present round of everybody who is to be woken by relays."""
+def _under_way() -> list[tuple[UUID, int]]:
+    """Everybody who is to be woken by relays, and the present round."""
     wakes = Wake.objects.filter(way=Way.RELAYS, rounds__gt=0, command__status=CommandStatus.SENT)
-    fields = ("command", "rounds", "command__client__mac", "command__client__secure_on")
-    return [Due(*values) for values in wakes.values_list(*fields)]
+    return list(wakes.values_list("command", "rounds"))
 
 
-def _note(due: list[Due]) -> None:
-    for number in {one.round for one in due}:
-        sent = [one.command for one in due if one.round == number]
+def _packets(commands: list[UUID]) -> dict[UUID, bytes]:
+    """The packet of each command that has a permit of the sender's; a row alone is nothing to go by."""
+    keys, packets = permits.keys(), dict[UUID, bytes]()
+    for start in range(0, len(commands), 500):
+        for command in Command.objects.filter(pk__in=commands[start : start + 500]).select_related("client"):
+            if mac := permits.permitted(command, keys):
+                packets[command.pk] = magic(mac, command.client.secure_on)
+            else:
+                log.warning("The %s has no permit of the sender's, so nothing is sent for it", command)
+    return packets
+
+
+def _note(sent_rounds: dict[UUID, int]) -> None:
+    for number in set(sent_rounds.values()):
+        sent = [command for command, its in sent_rounds.items() if its == number]
         for start in range(0, len(sent), 500):
             part = Wake.objects.filter(pk__in=sent[start : start + 500], dealt__lt=number)
             part.update(dealt=number, sent_at=timezone.now())

@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from agents.evidence import end
 from agents.models import CommandStatus, Wake, Way
-from agents.power import ports, relays
+from agents.power import permits, ports, relays
 from agents.power.web import Away
 from fleet.exceptions import SiteError, WrongState
 
@@ -53,6 +53,8 @@ def press(command: UUID) -> None:
         return
     client, trouble = wake.command.client, ""
     try:
+        if not permits.permitted(wake.command, permits.keys()):
+            raise SiteError("The sender has not let it, or too long ago.", hint="Order it again.")
         if not hasattr(client, "power_port"):
             raise SiteError("Its power port was taken away meanwhile.", hint="Order it again.")
         log.info("%s: %s", client, ports.port_of(client.power_port).on())

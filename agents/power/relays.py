@@ -10,8 +10,9 @@ from django.conf import settings
 from django.db.models import Case, Exists, OuterRef, Value, When
 from django.utils import timezone
 
-from agents.models import BootSession, Command, Order, SessionStatus, Verb, Wake
-from fleet.models import Admission, Client, ClientState
+from agents.models import BootSession, Command, CommandStatus, Order, SessionStatus, Verb, Wake
+from agents.power import permits
+from fleet.models import Admission, ClientState
 
 RELAYS, PACKETS = 2, 3
 PAUSES_S = (20, 60)  # after the first round, and after the second; the third is the last
@@ -106,8 +107,15 @@ def count(wake: Wake, begun: bool) -> None:
     wake.next_at = now + timedelta(seconds=PAUSES_S[wake.rounds - 1]) if more else None
 
 
-def with_passwords(args: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a relay's command as they are signed: with the SecureOn passwords, which stand nowhere else with it."""
+def permitted(args: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a relay's command as they are signed: those MACs that the sender has let be woken, with their passwords.
+
+    The passwords stand nowhere else with it.
+    """
     macs = [entry["mac"] for entry in args["macs"]]
-    secure = dict(Client.objects.filter(mac__in=macs).values_list("mac", "secure_on"))
-    return {**args, "macs": [{"mac": mac, "secure": secure.get(mac, "")} for mac in macs]}
+    waking = Command.objects.filter(verb=Verb.WAKE, status=CommandStatus.SENT, client__mac__in=macs).select_related(
+        "client"
+    )
+    keys = permits.keys()
+    allowed = {mac: command.client.secure_on for command in waking if (mac := permits.permitted(command, keys))}
+    return {**args, "macs": [{"mac": mac, "secure": allowed[mac]} for mac in macs if mac in allowed]}

@@ -3,13 +3,12 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from django.db.models import Count, Q
+from django.db.models import Count, Q, QuerySet
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from agents.models import CommandStatus, Wake
 from fleet.hardware import adapter_name
 from fleet.metrics import DATABASE, Asked
-from fleet.querysets import ScopedQuerySet
 
 _COUNTS = {
     "woke": Count("pk", filter=Q(command__status=CommandStatus.SUCCEEDED)),
@@ -33,7 +32,7 @@ class Model:
         return round(100 * self.asleep / (self.woke + self.asleep))
 
 
-def by_model(wakes: ScopedQuerySet[Wake]) -> list[Model]:
+def by_model(wakes: QuerySet[Wake]) -> list[Model]:
     """What became of ``wakes``, the models that wake worst first. Those that came to nothing for other reasons are not counted."""
     counted = wakes.order_by().values_list("product", "adapter").annotate(**_COUNTS)
     models = [

@@ -139,6 +139,19 @@ def test_nothing_is_sent_for_what_is_not_under_way(
     assert Wake.objects.get().dealt == 0
 
 
+def test_a_row_without_the_senders_permit_moves_nothing_and_is_told_once(
+    committed: World, heard: Callable[[], list[bytes]], caplog: pytest.LogCaptureFixture
+) -> None:
+    woken(committed, make_client(committed.clubroom))
+    Command.objects.update(signature=b"x" * 64)
+    one = new_waker()
+    look(one)
+    look(one)
+    assert heard() == []
+    assert caplog.text.count("has no permit of the sender's") == 1
+    assert Wake.objects.get().dealt == 0
+
+
 def test_what_could_not_be_sent_is_not_noted(committed: World, heard: Callable[[], list[bytes]]) -> None:
     woken(committed, make_client(committed.clubroom))
     one = new_waker()

@@ -12,7 +12,9 @@ from prometheus_client import generate_latest
 from pytest_django.fixtures import Settings
 
 from agents import services
-from agents.models import Command, CommandStatus, Order, PowerPort, Verb, Wake
+from agents.board.facts import OrderLine
+from agents.board.orders import read_orders
+from agents.models import BootSession, Command, CommandStatus, Order, PowerPort, Verb, Wake
 from agents.power import report
 from fleet.metrics import DATABASE
 from fleet.models import AuditEntry, Client, Site
@@ -180,15 +182,12 @@ def test_relays_are_not_counted_among_those_that_were_ordered_something(world: W
     browser.force_login(world.vera)
     [shown] = browser.get("/admin/agents/order/").context["cl"].result_list
     assert (shown.number, shown.queued) == (1, 1)
-    from agents.board.orders import read_orders
-
     [line] = read_orders(world.clubroom)
-    assert (line.whom, line.total) == (target.seat, 1)  # type: ignore[attr-defined]
+    assert isinstance(line, OrderLine)
+    assert (line.whom, line.total) == (target.seat, 1)
 
 
 def test_an_order_from_the_board_leaves_out_who_is_on(world: World) -> None:
-    from agents.models import BootSession
-
     off, on = make_client(world.clubroom), make_client(world.clubroom, "52:54:00:00:00:02")
     BootSession.objects.create(client=on, boot_id=on.pk, bearer_digest="x", status="open")
     browser = Browser()
