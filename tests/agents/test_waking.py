@@ -13,8 +13,8 @@ from django.test import Client as Browser
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from agents import evidence, netboot, schedule, services, waking
-from agents.models import BootSession, Command, CommandStatus, SessionStatus, Verb, Wake
+from agents import evidence, freezing, netboot, schedule, sending, services, waking
+from agents.models import BootSession, Cap, Command, CommandStatus, SessionStatus, Verb, Wake
 from agents.power import relays
 from fleet.models import Admission, AuditEntry, Client, ClientState
 from fleet.signing import Signer
@@ -417,3 +417,54 @@ def test_only_who_may_edit_a_client_sees_its_password(world: World) -> None:
     assert "SecureOn" not in shown.text
     for path in (f"clients/{target.pk}/", "clients/"):
         assert SECRET not in str(call(world.vera, path))
+
+
+def test_that_it_was_changed_is_written_down_and_not_to_what(world: World) -> None:
+    target = off(world, secure_on=SECRET)
+    status, answer = call(world.vera, f"clients/{target.pk}/", {"secure_on": "00:11:22:33:44:55"}, "patch")
+    assert (status, "secure_on" in answer) == (200, False)
+    target.refresh_from_db()
+    assert target.secure_on == "00:11:22:33:44:55"
+    entry = AuditEntry.objects.get(action="client.edited")
+    assert (entry.detail["was"], entry.detail["now"]) == ({"secure_on": "(one)"}, {"secure_on": "(one)"})
+    form = {"seat": "A1", "name": "pc-1", "admission": "in-service", "secure_on": SECRET}
+    assert as_(world.vera).post(f"/admin/fleet/client/{target.pk}/change/", form).status_code == 302
+    target.refresh_from_db()
+    assert target.secure_on == SECRET
+    assert not [
+        entry for entry in AuditEntry.objects.all() if SECRET in str(entry.detail) or "00:11" in str(entry.detail)
+    ]
+    world.vera.memberships.update(role="viewer")
+    assert call(world.vera, f"clients/{target.pk}/", {"secure_on": ""}, "patch")[0] == 403
+    assert call(world.vera, f"clients/{target.pk}/", {"secure_on": "xyz"}, "patch")[0] in (400, 403)
+
+
+# Caps and freezes
+
+
+def test_caps_let_so_many_be_under_way_and_no_more(world: World) -> None:
+    Cap.objects.create(site=world.clubroom, verb=Verb.WAKE, at_once=2)
+    clients = [off(world, number) for number in (1, 2, 3)]
+    order = services.order(Verb.WAKE, clients, "doors open", world.vera)
+    sending.send(order.commands.all())
+    assert order.commands.filter(status=CommandStatus.SENT).count() == Wake.objects.count() == 2
+    plan_of(Wake.objects.all()[0].command.client)
+    sending.send(order.commands.all())
+    assert Wake.objects.count() == 3
+
+
+def test_while_a_freeze_stands_nothing_is_begun(world: World) -> None:
+    for number in (2, 3):
+        awake(world, number)
+    sent(world, off(world))
+    freeze = freezing.freeze(world.clubroom, "fire alarm", world.otto)
+    late = ordered(world, off(world, 4))[0]
+    sending.send(Command.objects.all())
+    late.refresh_from_db()
+    assert late.status == CommandStatus.QUEUED
+    with after(21):
+        schedule.tick()
+        assert Wake.objects.get().rounds == 1
+        freezing.lift(freeze, world.otto)
+        schedule.tick()
+    assert Wake.objects.get().rounds == 2
