@@ -6,8 +6,10 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+from django.db import connections
 from pytest_django.fixtures import Settings
 
 from agents import sending, services, tasks
@@ -22,6 +24,7 @@ from tests.lab.lan import apart
 from tests.services import celery_sends_to, redis_server, wait_for
 from tests.world import World, make_client, make_world
 
+T = TypeVar("T")
 LOOPBACK = "127.255.255.255"  # the loopback network's broadcast address
 SECRET = "de:ad:be:ef:00:01"
 
@@ -73,16 +76,24 @@ def woken(world: World, *clients: Client) -> list[Command]:
     return list(order.commands.order_by("client__mac"))
 
 
+class OneThread(Database):
+    """The gateway's, whose one connection can be closed at the end of a test."""
+
+    async def read(self, function: Callable[..., T], *args: object) -> T:
+        return await self.write(function, *args)
+
+
 def look(*wakers: Waker) -> None:
     """Have each look once, with a database that lives as long as the event loop."""
 
     async def all_of_them() -> None:
         for one in wakers:
-            database = one._database = Database()
+            database = one._database = OneThread()
             writing = asyncio.create_task(database.run())
             try:
                 await one.look()
             finally:
+                await database.write(connections.close_all)
                 writing.cancel()
                 database.close()
 
