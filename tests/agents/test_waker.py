@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +14,7 @@ from pytest_django.fixtures import Settings
 
 from agents import sending, services, tasks
 from agents.gateway import waker
+from agents.gateway.app import Gateway
 from agents.gateway.database import Database
 from agents.gateway.waker import Waker, broadcast, magic
 from agents.models import Command, CommandStatus, Verb, Wake
@@ -177,6 +178,33 @@ def test_what_could_not_be_sent_is_not_noted(committed: World, heard: Callable[[
 
 def _no_network(*_: object) -> None:
     raise OSError("no network")
+
+
+def test_a_nudge_has_it_look_at_once(
+    keys: Path, heard: Callable[[], list[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gateway()
+    gate._nudged(b'{"clients": []}')
+    assert not gate._waker.hint.is_set()
+    gate._nudged(b'{"clients": [], "wake": true}')
+    assert gate._waker.hint.is_set()
+    monkeypatch.setattr(waker, "LOOK_S", 3600.0)
+
+    async def looked() -> bool:
+        seen = asyncio.Event()
+        monkeypatch.setattr(gate._waker, "look", _noting(seen))
+        running = asyncio.create_task(gate._waker.run())
+        await asyncio.wait_for(seen.wait(), 30)
+        return running.cancel()
+
+    assert asyncio.run(looked())
+
+
+def _noting(seen: asyncio.Event) -> Callable[[], Awaitable[None]]:
+    async def look() -> None:
+        seen.set()
+
+    return look
 
 
 @pytest.mark.root

@@ -110,6 +110,14 @@ def test_beside_the_boot_host_one_awake_client_of_the_lan_relays(world: World) -
     assert list(command.wake.relays.all()) == [relay]
 
 
+def test_an_old_daemon_and_one_out_of_service_are_no_relays(world: World) -> None:
+    awake(world, 2, protocol=1)
+    retired = awake(world, 3)
+    Client.objects.filter(pk=retired.pk).update(admission=Admission.RETIRED)
+    sent(world, off(world))
+    assert not relayed()
+
+
 def test_without_a_boot_host_two_clients_relay_rather_such_that_nobody_uses(world: World, settings: Settings) -> None:
     settings.WAKE_BROADCAST = []
     idle = [awake(world, number) for number in (2, 5)]
