@@ -28,7 +28,7 @@ class PowerPortAdmin(ScopedAdmin[PowerPort]):
 
 @admin.register(Wake)
 class WakeAdmin(ScopedAdmin[Wake]):
-    list_display = ["ordered_at", "client", "became", "way", "rounds", "asleep", "product_named"]
+    list_display = ["ordered_at", "client", "became", "explanation", "way", "rounds", "product_named"]
     list_filter = ["command__client__site", "command__status", "asleep", "way", "product"]
     list_select_related = ["command__client"]
     search_fields = ["command__client__name", "command__client__seat", "product"]

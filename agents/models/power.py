@@ -97,9 +97,7 @@ class Wake(models.Model):
     sent_at = models.DateTimeField(null=True, help_text="When boot host or power port last did it.")
     relays = models.ManyToManyField(Command, related_name="wakes", help_text="What awake clients were ordered for it.")
     trouble = models.CharField(max_length=300, blank=True, help_text="What kept its power port from it.")
-    asleep = models.BooleanField(
-        default=False, help_text="Its packets were sent, and nothing was heard: it did not wake."
-    )
+    asleep = models.BooleanField("did not wake", default=False, help_text="Packets were sent, and nothing was heard.")
     product = models.CharField(max_length=100, blank=True, help_text="Of the client, as it was then.")
     adapter = models.CharField(max_length=9, blank=True, help_text="Its first graphics adapter: 1013:00b8.")
 

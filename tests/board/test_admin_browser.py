@@ -9,6 +9,7 @@ from django.utils import timezone
 from agents.models import Command, CommandStatus, Order, Verb
 from fleet.models import AuditEntry, HardwareRule
 from images.models import BuildStep, Release
+from tests.agents.restores import make_wake
 from tests.board.conftest import DESKTOP, PHONE, Room
 from tests.images.versions import make_version
 
@@ -25,11 +26,25 @@ def addresses(room: Room) -> list[str]:
     release = Release.objects.filter(current=True, client_class=room.world.gamer).select_related("version").get()
     other = make_version(release.version.image)
     BuildStep.objects.create(version=other, number=1, name="bootstrap", title="Install", finished_at=timezone.now())
-    lists = ["fleet_client", "agents_order", "agents_homerestore", "fleet_auditentry", "fleet_apitoken"]
+    wake = make_wake(room.clients["A1"], product="OptiPlex 7010", adapter="1013:00b8")
+    lists = [
+        "fleet_client",
+        "agents_order",
+        "agents_wake",
+        "agents_powerport",
+        "agents_homerestore",
+        "fleet_auditentry",
+        "fleet_apitoken",
+    ]
     rows = [
         *(("fleet_client", cycled.client_id), ("agents_order", cycled.order_id), ("agents_command", cycled.pk)),
         *(("agents_homerestore", cycled.restore.pk), ("fleet_auditentry", entry.pk), ("fleet_hardwarerule", rule.pk)),
-        *(("fleet_site", room.world.clubroom.pk), ("images_release", release.pk)),
+        *(
+            ("agents_wake", wake.pk),
+            ("agents_powerport", wake.command.client_id),
+            ("fleet_site", room.world.clubroom.pk),
+            ("images_release", release.pk),
+        ),
         *(("images_image", release.version.image_id), ("images_imageversion", release.version_id)),
     ]
     return [
