@@ -15,7 +15,7 @@ from uuid import UUID
 import redis
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F
+from django.db.models import Exists, F, OuterRef, QuerySet
 from django.utils import timezone
 
 from agents import freezing
@@ -104,7 +104,7 @@ def _begin(wakes: Sequence[Wake]) -> list[Wake]:
     for wake in ported:
         relays.count(wake, begun=True)
     Wake.objects.bulk_update(ported, ["rounds", "next_at"], batch_size=200)
-    hopeless = relays.begin(wake for wake in wakes if wake.way == Way.RELAYS)
+    hopeless = set(relays.begin(wake for wake in wakes if wake.way == Way.RELAYS))
     for wake in hopeless:
         where = f"in its network {network}" if (network := wake.command.client.network) else "(its network is unknown)"
         host = "the server has no boot host (FLEET_WAKE_BROADCAST is empty)"
@@ -158,28 +158,27 @@ def step() -> None:
 
 @transaction.atomic
 def _again() -> None:
-    due = Wake.objects.select_for_update(of=("self",)).filter(
-        command__status=CommandStatus.SENT, next_at__lte=timezone.now()
-    )
-    wakes = list(due.select_related("command__order__site", "command__client"))
+    due = Wake.objects.filter(command__status=CommandStatus.SENT, next_at__lte=timezone.now())
+    wakes = list(due.select_for_update(of=("self",)).select_related("command__order__site", "command__client"))
     # A round makes commands of relays: where nothing is signed, none begins.
     frozen = {site for site in {wake.command.order.site for wake in wakes} if freezing.standing(site)}
     wakes = [wake for wake in wakes if wake.command.order.site not in frozen]
-    heard = [wake for wake in wakes if _heard(wake)]
-    Wake.objects.filter(pk__in=[wake.pk for wake in heard]).update(next_at=None)
-    _begin([wake for wake in wakes if wake not in heard])
+    heard = set(_heard(due))
+    _begin([wake for wake in wakes if wake.pk not in heard])
+    Wake.objects.filter(pk__in=heard).update(next_at=None)
 
 
-def _heard(wake: Wake) -> bool:
-    """Whether its firmware asked for the boot script since: it is awake, and needs no more packets."""
-    return BootToken.objects.filter(client=wake.command.client_id, created_at__gte=wake.command.sent_at).exists()
+def _heard(wakes: QuerySet[Wake]) -> QuerySet[Wake, UUID]:
+    """The keys of those whose firmware asked for the boot script since: they are awake, and need no more packets."""
+    asked = BootToken.objects.filter(client=OuterRef("command__client"), created_at__gte=OuterRef("command__sent_at"))
+    return wakes.filter(Exists(asked)).values_list("pk", flat=True)
 
 
 def _give_up(wake: Wake) -> None:
     """The time of a boot is over: what of it is known."""
     limit = f"within {settings.BOOT_LIMIT} s"
     client = wake.command.client
-    if _heard(wake):
+    if _heard(Wake.objects.filter(pk=wake.pk)):
         _end(wake, f"it woke, but opened no session {limit}. {client.trouble}".strip())
     elif wake.way == Way.PORT:
         done = (

@@ -63,8 +63,9 @@ def press(command: UUID) -> None:
         if not isinstance(error, Away) or wake.rounds > len(relays.PAUSES_S):
             _fail(wake, trouble)
             return
-    sent = {} if trouble else {"sent_at": timezone.now()}
-    Wake.objects.filter(pk=wake.pk).update(dealt=wake.rounds, trouble=trouble, **sent)
+    # Once is enough: a PC may take longer to its first word than the next round would wait, and be on already then.
+    done = {} if trouble else {"sent_at": timezone.now(), "next_at": None}
+    Wake.objects.filter(pk=wake.pk).update(dealt=wake.rounds, trouble=trouble, **done)
 
 
 def _fail(wake: Wake, trouble: str) -> None:
