@@ -103,7 +103,7 @@ def _begin(wakes: Sequence[Wake]) -> list[Wake]:
     ported = [wake for wake in wakes if wake.way == Way.PORT]
     for wake in ported:
         relays.count(wake, begun=True)
-    Wake.objects.bulk_update(ported, ["rounds", "next_at"], batch_size=200)
+    relays.save(ported)
     hopeless = set(relays.begin(wake for wake in wakes if wake.way == Way.RELAYS))
     for wake in hopeless:
         where = f"in its network {network}" if (network := wake.command.client.network) else "(its network is unknown)"

@@ -13,6 +13,7 @@ from django.utils import timezone
 from agents.models import BootSession, Command, CommandStatus, Order, SessionStatus, Verb, Wake
 from agents.power import permits
 from fleet.models import Admission, ClientState
+from fleet.rows import update_rows
 
 RELAYS, PACKETS = 2, 3
 PAUSES_S = (20, 60)  # after the first round, and after the second; the third is the last
@@ -45,7 +46,7 @@ def begin(wakes: Iterable[Wake]) -> list[Wake]:
             for wake in targets:
                 count(wake, boot_host() or relayed)
         begun += lan
-    Wake.objects.bulk_update(begun, ["rounds", "next_at"], batch_size=200)
+    save(begun)
     return hopeless
 
 
@@ -105,6 +106,11 @@ def count(wake: Wake, begun: bool) -> None:
     wake.rounds += 1
     more = wake.rounds <= len(PAUSES_S)
     wake.next_at = now + timedelta(seconds=PAUSES_S[wake.rounds - 1]) if more else None
+
+
+def save(wakes: Iterable[Wake]) -> None:
+    """Write down what ``count`` noted."""
+    update_rows(Wake, ["rounds", "next_at"], ((wake.pk, wake.rounds, wake.next_at) for wake in wakes))
 
 
 def permitted(args: dict[str, Any]) -> dict[str, Any]:
