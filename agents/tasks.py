@@ -6,17 +6,20 @@ from celery import shared_task
 
 from agents import campaigning, schedule, sending, witnessing
 from agents.models import Command
+from agents.power import pressing
 
 
 @shared_task
 def send_order(order: str) -> None:
     sending.send(Command.objects.filter(order_id=order))
+    pressing.press_due()
 
 
 @shared_task
 def send_due() -> None:
     """What a lost message left behind, and what caps, a freeze or a missing approval held back."""
     sending.send(Command.objects.all())
+    pressing.press_due()
 
 
 @shared_task

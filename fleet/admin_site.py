@@ -11,7 +11,10 @@ from fleet import audit
 
 # Pages by what they are for, not by which part of the program keeps the rows. Other apps are named only by string.
 GROUPS = {
-    "Clients": ("fleet.Client", "fleet.Tag", "agents.Campaign", "agents.Target", "agents.Order", "agents.Command"),
+    "Clients": (
+        *("fleet.Client", "fleet.Tag", "agents.Campaign", "agents.Target", "agents.Order", "agents.Command"),
+        "agents.PowerPort",
+    ),
     "Images": (
         *("images.Image", "images.ImageVersion", "images.Release", "images.HomeTemplate"),
         *("images.Layer", "images.LayerBuild"),
@@ -24,7 +27,7 @@ GROUPS = {
         "agents.Cap",
         "agents.Freeze",
     ),
-    "Logs": ("agents.HomeRestore", "agents.BootSession", "fleet.AuditEntry"),
+    "Logs": ("agents.HomeRestore", "agents.BootSession", "agents.Wake", "fleet.AuditEntry"),
     "Accounts": ("fleet.ApiToken", "auth.User", "auth.Group"),
 }
 

@@ -101,8 +101,8 @@ def edit_client(client: Client, actor: User | AnonymousUser, **changes: Any) -> 
             row,
             site=row.site,
             actor=actor,
-            was={name: _text(was[name]) for name in changed},
-            now={name: _text(changes[name]) for name in changed},
+            was={name: _text(name, was[name]) for name in changed},
+            now={name: _text(name, changes[name]) for name in changed},
         )
 
 
@@ -139,7 +139,9 @@ def tag(clients: Iterable[Client], name: str, actor: User | AnonymousUser, *, of
     return changed
 
 
-def _text(value: object) -> object:
+def _text(name: str, value: object) -> object:
+    if name == "secure_on":
+        return "(one)" if value else ""  # a password: that it changed is told, and not to what
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 

@@ -87,6 +87,14 @@ CEILING = env.counts(
 )
 SENDER_BOOK = env.path("FLEET_SENDER_BOOK", DATA / "sender" / "book.sqlite3")  # for the sender's eyes alone
 
+# --- power on (docs/power.md) ---------------------------------------------------------------------------------------
+# Where a gateway, as the site's boot host, broadcasts wake packets; none: it does not stand in any boot LAN.
+WAKE_BROADCAST = env.addresses("FLEET_WAKE_BROADCAST", "255.255.255.255")
+# Where the sender may reach power ports; none: nowhere. What a person enters as an address must lie there.
+POWER_NETWORKS = env.networks("FLEET_POWER_NETWORKS")
+# Their passwords, a file each in a directory for each site, readable by the sender alone.
+POWER_CREDENTIALS = env.path("FLEET_POWER_CREDENTIALS", DATA / "power")
+
 # --- Django ---------------------------------------------------------------------------------------------------------
 INSTALLED_APPS = [
     "agents",

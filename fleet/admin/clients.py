@@ -41,6 +41,7 @@ class ClientAdmin(ScopedAdmin[Client]):
     fieldsets = [
         (None, {"fields": ["site", ("seat", "name"), "mac", "admission", "tags"]}),
         ("Class", {"fields": ["client_class", "class_pinned", "adapters_named"]}),
+        ("Power on", {"fields": ["secure_on"]}),
         (
             "As last seen",
             {"fields": [("state", "since"), "last_seen", "trouble", "twin_at", "memory", ("product", "serial")]},
@@ -50,6 +51,13 @@ class ClientAdmin(ScopedAdmin[Client]):
     def get_readonly_fields(self, request: HttpRequest, obj: Client | None = None) -> list[str]:
         """A client's MAC address is its name on the wire: another one is another client."""
         return [*super().get_readonly_fields(request, obj), *(["mac"] if obj else ["tags"])]
+
+    def get_fieldsets(self, request: HttpRequest, obj: Client | None = None) -> Any:
+        """The password that wakes it is for those who may change it: to others it would be shown as plain text."""
+        shown = super().get_fieldsets(request, obj)
+        if self.has_change_permission(request, obj):
+            return shown
+        return [(name, options) for name, options in shown if "secure_on" not in options["fields"]]
 
     def formfield_for_foreignkey(
         self, db_field: models.ForeignKey[Any, Any], request: HttpRequest, **kwargs: Any

@@ -145,9 +145,10 @@ class ClientSerializer(serializers.ModelSerializer[Client]):
                 "state",
                 "since",
             ),
-            *("last_seen", "trouble", "twin_at", "adapters", "memory_kib", "product", "serial"),
+            *("last_seen", "trouble", "twin_at", "adapters", "memory_kib", "product", "serial", "secure_on"),
         ]
         read_only_fields = ["site", "mac", "admission"]
+        extra_kwargs = {"secure_on": {"write_only": True}}
 
     @extend_schema_field(AdapterSerializer(many=True))
     def get_adapters(self, client: Client) -> list[dict[str, Any]]:

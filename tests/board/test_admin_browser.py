@@ -11,6 +11,7 @@ from agents.models import Command, CommandStatus, Order, Verb
 from agents.selecting import Selection
 from fleet.models import AuditEntry, HardwareRule
 from images.models import BuildStep, Release
+from tests.agents.restores import make_wake
 from tests.board.conftest import DESKTOP, PHONE, Room
 from tests.images.versions import make_version
 from tests.services import celery_sends_to
@@ -33,11 +34,14 @@ def addresses(room: Room) -> list[str]:
         everybody = campaigns.plan(world.clubroom, world.vera, verb="restart", reason="x", selection=Selection())
         campaigns.start(everybody, world.vera)
         campaigning.step()
+    wake = make_wake(room.clients["A1"], product="OptiPlex 7010", adapter="1013:00b8")
     lists = [
         "fleet_client",
         "agents_campaign",
         "agents_target",
         "agents_order",
+        "agents_wake",
+        "agents_powerport",
         "agents_homerestore",
         "fleet_auditentry",
         "fleet_apitoken",
@@ -45,8 +49,13 @@ def addresses(room: Room) -> list[str]:
     rows = [
         *(("fleet_client", cycled.client_id), ("agents_order", cycled.order_id), ("agents_command", cycled.pk)),
         *(("agents_homerestore", cycled.restore.pk), ("fleet_auditentry", entry.pk), ("fleet_hardwarerule", rule.pk)),
-        *(("fleet_site", room.world.clubroom.pk), ("images_release", release.pk)),
         ("agents_campaign", everybody.pk),
+        *(
+            ("agents_wake", wake.pk),
+            ("agents_powerport", wake.command.client_id),
+            ("fleet_site", room.world.clubroom.pk),
+            ("images_release", release.pk),
+        ),
         *(("images_image", release.version.image_id), ("images_imageversion", release.version_id)),
     ]
     return [

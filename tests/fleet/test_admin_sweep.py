@@ -15,7 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import NoReverseMatch, URLPattern, URLResolver, get_resolver, reverse
 
 from agents import campaigning, campaigns, freezing
-from agents.models import BootSession, Campaign, Cap, Command, Freeze, HomeRestore, Order, Target
+from agents.models import BootSession, Campaign, Cap, Command, Freeze, HomeRestore, Order, PowerPort, Target, Wake
 from agents.selecting import Selection
 from fleet import services
 from fleet.models import ApiToken, AuditEntry, Client, ClientClass, HardwareRule, Membership, Site, Tag
@@ -26,7 +26,7 @@ from images.findings import Found
 from images.merge_models import FileMerge
 from images.models import HomeTemplate, Image, ImageFile, ImageHook, ImageVersion, Layer, LayerBuild, LayerFile, Release
 from images.services import release
-from tests.agents.restores import make_restore
+from tests.agents.restores import make_restore, make_wake
 from tests.images.versions import make_image, make_layer_build, make_version
 from tests.world import World, make_client, member, person
 
@@ -70,6 +70,7 @@ def full_world(world: World) -> World:
     campaigns.approve(campaigns.start(campaign, world.vera), world.otto)
     campaigning.step()
     freezing.freeze(world.clubroom, "next player", world.vera)
+    make_wake(client)
     services.issue_token(world.vera, "scoreboard")
     Group.objects.create(name="Club room")
     return world
@@ -223,7 +224,7 @@ def test_strangers_see_the_login_and_nothing_else(full_world: World) -> None:
 
 VOLUNTEER = {Client, Tag, Image, Layer, ApiToken, Freeze}
 EDITS = {Client, Tag, Image, Layer}
-MANAGER = VOLUNTEER | {ClientClass, HardwareRule, Membership, Cap}
+MANAGER = VOLUNTEER | {ClientClass, HardwareRule, Membership, Cap, PowerPort}
 READ_ONLY = {
     Campaign,
     Target,
@@ -236,6 +237,7 @@ READ_ONLY = {
     LayerBuild,
     Release,
     HomeTemplate,
+    Wake,
 }
 
 
@@ -245,7 +247,7 @@ READ_ONLY = {
         ("viewer", {ApiToken}, set()),
         ("volunteer", VOLUNTEER, EDITS),
         ("organiser", VOLUNTEER, EDITS),
-        ("site-admin", MANAGER, EDITS | {ClientClass, HardwareRule, Membership, Site, Cap}),
+        ("site-admin", MANAGER, EDITS | {ClientClass, HardwareRule, Membership, Site, Cap, PowerPort}),
     ],
 )
 def test_each_role_adds_and_edits_what_its_rights_name(

@@ -21,7 +21,7 @@ from images.layer_models import Layer, LayerBuild, LayerStatus
 from images.merge_models import FileMerge
 from images.models import ImageVersion, VersionStatus
 from tests.agents.halls import make_rows
-from tests.agents.restores import make_restore
+from tests.agents.restores import make_restore, make_wake
 from tests.images.versions import make_image, make_version
 from tests.world import World, make_client, make_world, member
 
@@ -103,6 +103,7 @@ def everything(world: World) -> None:
     findings.note(failed, FindingSource.CHECKED, [Found(FindingKind.UNIT, "x.service")])
     make_rows(world, make_restore(world, client).command)
     Rollout.objects.create(client_class=world.gamer, reason="a newer version")
+    make_wake(client)
 
 
 @pytest.mark.parametrize("model", [model for model in OURS if chosen(model)], ids=lambda model: model._meta.label)

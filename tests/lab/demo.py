@@ -58,6 +58,7 @@ def run(data: Path, *, once: bool, verbose: bool) -> int:
     network: Literal["bridge", "user"] = "bridge" if os.geteuid() == 0 else "user"
     env = box_environment(data)
     env["FLEET_GATEWAY_URL"] = f"http://{SERVER if network == 'bridge' else USER_SERVER}:{env['GATEWAY_PORT']}"
+    env["FLEET_WAKE_BROADCAST"] = ""  # the gateway stands outside the virtual LAN: there, PCs wake each other
     os.environ.update(env)
     say = Progress(begun)
     say("Preparing the database and the keys")
