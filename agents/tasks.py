@@ -6,11 +6,13 @@ from celery import shared_task
 
 from agents import campaigning, schedule, sending
 from agents.models import Command
+from fleet import logs
 
 
 @shared_task
 def send_order(order: str) -> None:
-    sending.send(Command.objects.filter(order_id=order))
+    with logs.about(order=order):
+        sending.send(Command.objects.filter(order_id=order))
 
 
 @shared_task
@@ -26,7 +28,8 @@ def tick() -> None:
 
 @shared_task
 def step_campaign(campaign: str) -> None:
-    campaigning.go_on(UUID(campaign))
+    with logs.about(order=campaign):
+        campaigning.go_on(UUID(campaign))
 
 
 @shared_task

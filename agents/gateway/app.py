@@ -17,17 +17,17 @@ from django.conf import settings
 from prometheus_client import generate_latest
 from redis.exceptions import RedisError
 
-from agents import attendance, evidence, metrics, netboot, writes
+from agents import attendance, evidence, metrics, netboot, telling, writes
 from agents.daemon import protocol
 from agents.gateway import artefacts, captures
 from agents.gateway.database import Database
 from agents.gateway.http import Answer, Bucket, Problem, Receive, Request, Scope, Send, reply
 from agents.gateway.parking import Attendant, Parking
 from agents.models import BootSession, Command, CommandStatus, SessionStatus
-from agents.schedule import GATEWAY_UP
 from agents.sending import CHANNEL
 from agents.signing import public_keys
 from fleet import metrics as monitor
+from fleet.alive import GATEWAY_UP
 from fleet.exceptions import FleetError
 from fleet.models import token_hash
 from fleet.signify import signify
@@ -135,6 +135,7 @@ class Gateway:
         """Every few seconds: find commands whose nudge was lost, write down who is there, and that we listen."""
         pause = min(SWEEP_S, settings.LOST_AFTER / 4)
         while True:
+            telling.steps.flush()
             try:
                 for client in await self._database.read(_with_commands):
                     self._parking.wake(client)
@@ -391,4 +392,5 @@ def _envelopes(session: uuid.UUID, cursor: int) -> list[dict[str, str]]:
     commands = Command.objects.filter(session=session, status=CommandStatus.SENT, sequence__gt=cursor).order_by(
         "sequence"
     )
+    telling.delivered(commands)
     return [protocol.envelope(bytes(c.envelope), bytes(c.signature), c.key_id) for c in commands]

@@ -13,7 +13,7 @@ from pytest_django.fixtures import Settings
 
 from agents import services
 from agents.models import Command, Verb
-from fleet import health, metrics
+from fleet import alive, metrics
 from fleet.models import ClientState
 from images.models import VersionStatus
 from tests.images.versions import make_image, make_version
@@ -63,8 +63,8 @@ def test_they_are_only_read(db: None, redis: Service, client: Browser) -> None:
 def test_pcs_queues_and_silences_are_those_of_this_moment(world: World, redis: Service, client: Browser) -> None:
     before = read(client)
     make_client(world.clubroom, "52:54:00:00:00:77", client_class=world.gamer, state=ClientState.LOST)
-    health.say_alive("clock")
-    with health.connection() as connected:
+    alive.say_alive("clock")
+    with alive.connection() as connected:
         connected.rpush("builds", "a message")
     after = read(client)
     lost = ("fleet_clients", world.gamer.slug, world.clubroom.slug, "lost")
