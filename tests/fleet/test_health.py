@@ -1,13 +1,15 @@
 """/healthz: what is well, what fails and what to do about it, with parts that really stopped."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from tests.agents.gateways import gateway
 from tests.board.server import web_server
 from tests.postgres import cluster
 from tests.services import Service, celery_worker, database_url, redis_server, start, wait_for
-from tests.world import World
+from tests.world import make_world
 
 TOKEN = "t" * 40
 JUDGED = ("clock", "default", "sender")
@@ -135,7 +137,9 @@ def test_a_sender_that_cannot_sign_says_so_and_no_stranger_learns_where_its_key_
     assert (facts["status"], facts["able"]["sender"], facts["workers"]["sender"]) == ("failing", False, 0)
     assert str(tmp_path) not in client.get("/healthz").text
     what, _ = words(client, "sender")
-    assert what.startswith(f"The worker of sender cannot do its work: The command key {tmp_path}/gone.key cannot be read")
+    assert what.startswith(
+        f"The worker of sender cannot do its work: The command key {tmp_path}/gone.key cannot be read"
+    )
     settings.COMMAND_KEY = key
     forget()
     alive.say_alive("sender")
@@ -202,9 +206,7 @@ def test_room_that_runs_out_is_told(
 
 @pytest.mark.django_db(transaction=True)
 def test_a_freeze_is_a_fact_and_no_failure(redis: Service, client: Browser) -> None:
-    from tests.world import make_world
-
-    world: World = make_world()
+    world = make_world()
     say_all_well()
     freeze = freezing.freeze(world.clubroom, "the hall is cabled anew", world.vera)
     facts = ask(client)
@@ -295,7 +297,9 @@ def test_workers_and_clock_that_end_or_hang_are_told_by_name_and_heard_when_they
         with celery_worker("default", environment) as work:
             wait_for(fails(), "all are heard", 90)
             work.kill()
-        [pool] = subprocess.run(["pgrep", "-P", str(sender.pid)], capture_output=True, text=True, check=True).stdout.split()
+        [pool] = subprocess.run(
+            ["pgrep", "-P", str(sender.pid)], capture_output=True, text=True, check=True
+        ).stdout.split()
         with stopped(int(pool)):
             wait_for(fails("default", "sender"), "one is gone and one hangs", 90)
         with celery_worker("default", environment):
@@ -315,14 +319,13 @@ def test_workers_and_clock_that_end_or_hang_are_told_by_name_and_heard_when_they
 @pytest.mark.slow
 @pytest.mark.once
 def test_a_database_that_hangs_or_is_gone_is_told_and_asked_again(redis: Service, tmp_path: Path) -> None:
-    import json
-    import urllib.error
-    import urllib.request
-
     with cluster() as url, psycopg.connect(url) as asked:
         row = asked.execute("SHOW data_directory").fetchone()
         assert row is not None
-        pid = int(Path(row[0], "postmaster.pid").read_text().split()[0])
+        data = Path(row[0])
+        pid = int((data / "postmaster.pid").read_text().split()[0])
+        argv = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
+        become = ["setpriv", *(f"--re{kind}={data.owner()}" for kind in ("uid", "gid")), "--clear-groups"]
         environment = {"FLEET_DATABASE_URL": url, "FLEET_REDIS_URL": redis.url, "FLEET_METRICS_TOKEN": TOKEN}
         environment |= {"FLEET_DATA": str(tmp_path), "FLEET_SECRET_KEY": "s" * 50}
         with web_server(environment, tmp_path) as web:
@@ -350,5 +353,11 @@ def test_a_database_that_hangs_or_is_gone_is_told_and_asked_again(redis: Service
             asked.close()
             os.kill(pid, signal.SIGINT)
             wait_for(lambda: not facts()["database"], "it is gone")
+            again = start([*(become if os.geteuid() == 0 else []), *argv], tmp_path / "postgres.log")
+            try:
+                wait_for(lambda: facts()["database"], "it is back")
+            finally:
+                again.process.send_signal(signal.SIGINT)
+                again.stop()
             assert "Traceback" not in web.log
             assert url not in web.log
