@@ -26,7 +26,7 @@ _REQUEST_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{7,63}").fullmatch
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}  # syslog's
 _SECRET = re.compile(
     r"(?P<bearer>\bbearer\s+)[^\s\"',;]+"
-    r"|(?P<named>\b[\w.]*(?:token|bearer|password|passwd|secret|secure_?on|private_?key)[\"']?\s*[=:]\s*[\"']?)[^\s\"',;&)}]+"
+    r"|(?P<named>\b[\w.]*(?:token|bearer|password|passwd|secret(?:_key)?|secure_?on|private_?key)[\"']?\s*[=:]\s*[\"']?)[^\s\"',;&)}]+"
     r"|(?P<login>//[^/\s:@]*:)[^/\s@]+(?=@)"
     r"|(?P<row>failing row contains )\(.*\)",  # PostgreSQL shows all columns of what it refuses
     re.IGNORECASE,

@@ -39,8 +39,8 @@ class Command(BaseCommand):
             http="httptools",
             ws="none",
             access_log=False,
-            log_config=None,  # it logs as all of us (fleet.logs)
             log_level="warning",
+            log_config=None,  # it logs as all of us (fleet.logs)
             timeout_keep_alive=75,  # longer than a hold: the daemon keeps one connection
             timeout_graceful_shutdown=5,
             backlog=4096,
