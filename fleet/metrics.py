@@ -8,7 +8,7 @@ page. Naming: https://prometheus.io/docs/practices/naming/
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 import redis
@@ -19,7 +19,13 @@ from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -97,19 +103,18 @@ def parts() -> Iterable[Metric]:
     up = GaugeMetricFamily("fleet_up", "Whether it answers; a gateway: whether one listens.", labels=("part",))
     database = health.ask_database()
     up.add_metric(("database",), database.answers)
+    waiting: dict[str, tuple[int, float]] = {}
+    said = None
     try:
-        said = alive.listen()
-        queues = list(_queues())
-    except redis.RedisError:
-        up.add_metric(("redis",), False)
-        said, queues = None, []
-    else:
-        up.add_metric(("redis",), True)
+        said, waiting = alive.listen(), _waiting()
         up.add_metric(("gateway",), said.gateway)
+    except redis.RedisError:
+        pass
+    up.add_metric(("redis",), said is not None)
     missing = GaugeMetricFamily("fleet_unapplied_migrations", "Which this code has and the database has not.")
     if database.unapplied is not None:
         missing.add_metric((), len(database.unapplied))
-    yield from (up, missing, *_rooms(), *_heard(said), *queues)
+    yield from (up, missing, *_rooms(), *_heard(said), *_queues(waiting))
 
 
 def _rooms() -> Iterable[Metric]:
@@ -146,16 +151,13 @@ def _heard(said: alive.Said | None) -> Iterable[Metric]:
     return silent, able, ceiling, tasks, proved, faults
 
 
-def _queues() -> Iterable[Metric]:
-    """Raises RedisError."""
-    waiting = GaugeMetricFamily("fleet_queue_messages", "Messages that wait in Redis for a worker.", labels=("queue",))
-    text = "Age of the message that waits longest; 0: none waits."
-    oldest = GaugeMetricFamily("fleet_queue_oldest_seconds", text, labels=("queue",))
+def _waiting() -> dict[str, tuple[int, float]]:
+    """By queue: how many messages wait in Redis, and since when, in seconds, the first of them. Raises RedisError."""
     with alive.connection() as connected:
-        for queue in alive.QUEUES:
-            waiting.add_metric((queue,), cast(int, connected.llen(queue)))
-            oldest.add_metric((queue,), _age(cast(bytes | None, connected.lindex(queue, -1))))
-    return waiting, oldest
+        return {
+            queue: (cast(int, connected.llen(queue)), _age(cast(bytes | None, connected.lindex(queue, -1))))
+            for queue in alive.QUEUES
+        }
 
 
 def _age(message: bytes | None) -> float:
@@ -166,6 +168,17 @@ def _age(message: bytes | None) -> float:
         return 0.0
 
 
+def _queues(waiting: Mapping[str, tuple[int, float]]) -> Iterable[Metric]:
+    messages = GaugeMetricFamily("fleet_queue_messages", "Messages that wait in Redis for a worker.", labels=("queue",))
+    text = "Age of the message that waits longest; 0: none waits."
+    oldest = GaugeMetricFamily("fleet_queue_oldest_seconds", text, labels=("queue",))
+    for queue, (number, seconds) in waiting.items():
+        messages.add_metric((queue,), number)
+        oldest.add_metric((queue,), seconds)
+    return messages, oldest
+
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # when a counter began says the process's own start
 ProcessCollector(registry=PROCESS)
 PARTS.register(Asked(parts))
 DATABASE.register(Asked(clients))
