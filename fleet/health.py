@@ -159,7 +159,7 @@ class Health:
             state = "bad" if name in failing else "unknown" if fact is None else "good"
             yield Part(_SHOWN.get(name, name), state, f"{ages[name]} s" if ages.get(name) is not None else "")
         if self.facts["frozen"]:
-            yield Part("signing", "noted", f"frozen at {self.facts['frozen']}")
+            yield Part("signing", "noted", "frozen")
 
 
 _SHOWN = {"default": "work", "data": "room for data", "store": "room for the store"}
