@@ -98,7 +98,7 @@ def _why() -> Iterable[Metric]:
 
 def _ceiling() -> Mapping[str, int]:
     try:
-        return alive.listen().parts["sender"].facts.get("ceiling", {})
+        return dict(alive.listen().parts["sender"].facts.get("ceiling", {}))
     except redis.RedisError:
         return {}
 
