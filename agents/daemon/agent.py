@@ -19,15 +19,16 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from . import ed25519, power, protocol
-from .capture import Capture
-from .cycle import Cycle
-from .hardware import facts, read
+from ..hands import power
+from ..hands.capture import Capture
+from ..hands.cycle import Cycle
+from ..hands.hardware import facts, read
+from ..hands.overlay import OVERLAY, Home
+from ..hands.session import Session, Stuck
+from ..hands.writes import written
+from . import ed25519, protocol
 from .link import Answer, Away, Link, Superseded
-from .overlay import OVERLAY, Home
 from .protocol import Command, Refused
-from .session import Session, Stuck
-from .writes import written
 
 FLEET = "/run/fleet"
 LASTING = (protocol.CYCLE, protocol.CAPTURE)  # these run in a thread of their own, one at a time
@@ -288,7 +289,9 @@ class Agent:
     def capture(self, command: Command) -> None:
         state, reason, result = protocol.FAILED, "", dict[str, Any]()
         try:
-            result = Capture(self.home.path, self.session.uid, command.args).run(self.link, command.command)
+            way = f"/agent/v1/capture?command={command.command}"
+            capture = Capture(self.home.path, self.session.uid, command.args["most_bytes"])
+            result = capture.run(lambda blocks: self.link.upload(way, blocks))
             state = protocol.SUCCEEDED
         except Exception as error:  # whatever it was, the server must hear of it
             reason = str(error) if isinstance(error, Stuck) else f"{type(error).__name__}: {error}"

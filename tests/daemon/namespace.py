@@ -16,14 +16,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-SOURCE = Path(__file__).resolve().parents[2] / "agents/daemon"
+SOURCE = Path(__file__).resolve().parents[2] / "agents"
 UID = 61234  # of no real user
 # The first process: it makes the place and reaps orphans. All that a user may write to is fresh and empty.
 INIT = """
 set -e
 mount -t tmpfs -o mode=0755 run /run
 mkdir -p /run/fleet /run/bin /run/systemd/sessions
-cp -r "$1" /run/fleet/agent
+mkdir /run/fleet/agent
+cp -r "$1/daemon" "$1/hands" /run/fleet/agent
 for place in /tmp /var/tmp /dev/shm /home /var/mail /var/spool /var/lib; do mount -t tmpfs -o mode=1777 own $place; done
 mkdir -p /home/player /var/lib/systemd/linger
 mount -t cgroup2 own /sys/fs/cgroup
@@ -46,7 +47,7 @@ def cgroup_root() -> Path:
 
 
 class Namespace:
-    """`with Namespace() as place:` — `place.python(code)` runs there, with the daemon importable as `agent`."""
+    """`with Namespace() as place:` — `place.python(code)` runs there, with the daemon importable as `agent.daemon`."""
 
     def __init__(self) -> None:
         assert os.geteuid() == 0, "The daemon's tests make namespaces: run them as root, or leave out -m root."

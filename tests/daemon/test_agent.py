@@ -17,7 +17,7 @@ from tests.daemon.gateway import Gateway, Key
 from tests.daemon.namespace import UID, Namespace
 
 pytestmark = pytest.mark.root
-AGENT = ("/usr/bin/python3", "-E", "-s", "-S", "-m", "agent")
+AGENT = ("/usr/bin/python3", "-E", "-s", "-S", "-m", "agent.daemon")
 SYSTEMCTL = "#!/bin/sh\necho $@ >>/run/asked\nexec sleep 60\n"
 
 
@@ -168,7 +168,7 @@ def test_a_command_that_failed_and_comes_again_is_answered_from_memory(gateway: 
 
 
 WRITER = """
-from agent import agent
+from agent.daemon import agent
 WROTE = [{"path": "/srv", "files": 1, "bytes": 4096, "examples": ["/srv/x"]}]
 agent.LOOK_FIRST_S, agent.LOOK_EVERY_S, agent.written = 0, 0.1, lambda: WROTE
 agent.main()

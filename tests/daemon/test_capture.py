@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from agents.daemon import home, protocol
-from agents.daemon.pack import BLOCK, Packer
+from agents.daemon import protocol
+from agents.hands import home
+from agents.hands.pack import BLOCK, Packer
 from images.builder import template
 from tests.daemon.gateway import Gateway
 from tests.daemon.namespace import UID
@@ -112,7 +113,7 @@ def test_no_cycle_begins_meanwhile_and_a_packer_that_is_killed_fails_it(gateway:
         cycle.append(gateway.command(protocol.CYCLE, {"home": "a" * 64, "home_bytes": 1, "home_digest": "b" * 64}))
         gateway.send(gateway.wrap(cycle[0]))
         gateway.wait(lambda: gateway.told(cycle[0].command, protocol.REFUSED))
-        daemon.python(f"from agent.session import kill_by_uid\nkill_by_uid({UID})")
+        daemon.python(f"from agent.hands.session import kill_by_uid\nkill_by_uid({UID})")
 
     gateway.arrives = arrives
     report = end_of(gateway, capture(gateway))
