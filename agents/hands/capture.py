@@ -22,15 +22,15 @@ LIMIT_S = 900.0  # the server waits no longer either
 
 
 class Capture:
-    def __init__(self, home: str, uid: int, most: int) -> None:
-        self.home, self.uid, self.most = home, uid, most
+    """One run. `upload` sends blocks and returns what the server says that it received; `result` is what was sent."""
+
+    def __init__(self, home: str, uid: int, most: int, upload: Callable[[Iterator[bytes]], dict[str, Any]]) -> None:
+        self.home, self.uid, self.most, self.upload = home, uid, most, upload
         self.seen, self.bytes = hashlib.sha256(), 0
+        self.result: dict[str, Any] = {}
 
-    def run(self, upload: Callable[[Iterator[bytes]], dict[str, Any]]) -> dict[str, Any]:
-        """What was sent; Stuck or OSError where not all of the home arrived, and then the server keeps nothing of it.
-
-        `upload` returns what the server says that it received.
-        """
+    def run(self) -> None:
+        """Stuck or OSError where not all of the home arrived, and then the server keeps nothing of it."""
         packer = [sys.executable, "-E", "-s", "-S", program.__file__, self.home]
         owner = os.stat(self.home)
         if owner.st_uid != self.uid:
@@ -43,7 +43,7 @@ class Capture:
             clock = threading.Timer(LIMIT_S, process.kill)  # a file system of the user's may never answer
             clock.start()
             try:
-                received = upload(self.blocks(process))
+                received = self.upload(self.blocks(process))
                 counts = self.counts(process)
             finally:
                 clock.cancel()
@@ -51,7 +51,11 @@ class Capture:
         sent = {"bytes": self.bytes, "sha256": self.seen.hexdigest()}
         if any(received.get(key) != value for key, value in sent.items()):
             raise Stuck(f"The server received {received.get('bytes')} bytes that are not the {self.bytes} sent.")
-        return {**sent, **counts}
+        self.result = {**sent, **counts}
+
+    def account(self) -> dict[str, Any]:
+        """Nothing was thrown away."""
+        return {}
 
     def blocks(self, process: subprocess.Popen[bytes]) -> Iterator[bytes]:
         """The stream, counted. It ends by an error, and so the upload without its end, where the packer did not end well."""

@@ -4,7 +4,6 @@ import hashlib
 import io
 import os
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from agents.hands.pack import BLOCK, Packer
 from images.builder import template
 from tests.daemon.gateway import Gateway
 from tests.daemon.namespace import UID
-from tests.daemon.test_agent import AGENT, Daemon
+from tests.daemon.running import AGENT, Daemon
 
 MIB = 1 << 20
 # One of everything that may lie in a home: what a template can have, and what is left out.
@@ -40,21 +39,6 @@ with open("mounted/film", "w") as file: file.write("not of the home")
 with open("of-root", "w") as file: file.write("not the user's")
 os.chmod("of-root", 0o600)
 """
-
-
-@pytest.fixture
-def gateway() -> Iterator[Gateway]:
-    gateway = Gateway()
-    yield gateway
-    gateway.close()
-
-
-@pytest.fixture
-def daemon(gateway: Gateway) -> Iterator[Daemon]:
-    with Daemon() as daemon:
-        daemon.begin(gateway)
-        gateway.wait(lambda: gateway.polls)
-        yield daemon
 
 
 def capture(gateway: Gateway, most: int = 100 * MIB) -> protocol.Command:
