@@ -181,7 +181,8 @@ def daemon(plan: Mapping[str, str], server: str) -> Iterator[Service]:
 _LOOP = """
 import sys
 from pathlib import Path
-from agents.daemon import agent, power, protocol, session
+from agents.daemon import agent, protocol
+from agents.hands import power, session
 def refuse(verb): raise SystemExit(f"{verb}: not on this machine")
 power.go = refuse
 place, server = sys.argv[1:]

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from agents.daemon import home, overlay
+from agents.hands import home, overlay
 from tests.daemon.namespace import UID, Namespace
 
 pytestmark = pytest.mark.root
 # A home on the template that the initrd left, restored once.
 HOME = """
-from agent.overlay import Home
-from agent import home as tool
+from agent.hands.overlay import Home
+from agent.hands import home as tool
 def unwanted(*asked): raise AssertionError(asked)
 home = Home("/home/player", FIRST, "50", KIND)
 home.prepare(FIRST, SIZE, unwanted)

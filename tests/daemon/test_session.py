@@ -15,7 +15,7 @@ pytestmark = pytest.mark.root
 # `user(code)` runs Python as the user; it returns when the code has called ready().
 SESSION = f"""
 import ctypes
-from agent.session import CGROUP, HELD, HOLD, SESSIONS, Session, Stuck, kill_by_uid
+from agent.hands.session import CGROUP, HELD, HOLD, SESSIONS, Session, Stuck, kill_by_uid
 UID = {UID}
 session = Session("player", UID)
 ROOT = CGROUP + "/system.slice"
@@ -269,11 +269,11 @@ def test_a_session_counts_as_new_once_a_process_of_the_user_runs_in_it(place: Na
     for name in ("1", "2"):
         place.write(f"/run/systemd/sessions/{name}", LOGIN.format(uid=UID, state="active", kind="user"))
     code = f"""
-import agent.session
+import agent.hands.session
 before = {{"1": "tty1"}}
 user({SLEEP!r}, cgroup=session.slice + "/session-1.scope")
 user({SLEEP!r}, cgroup=session.slice + "/session-2.scope", uid=(0, 0, 0))  # login(1), before the shell
-agent.session.LOGIN_S = 0.3
+agent.hands.session.LOGIN_S = 0.3
 try:
     early = session.login(before)
 except Stuck as error:

@@ -18,8 +18,10 @@ from .session import Session, Stuck
 class Cycle:
     """One run. `result` fills as it goes, so that a failure too is reported with all that was measured."""
 
-    def __init__(self, home: Home, session: Session, args: dict[str, Any]) -> None:
-        self.home, self.session, self.args = home, session, args
+    def __init__(
+        self, home: Home, session: Session, args: dict[str, Any], fetch: Callable[[str, int, str], None]
+    ) -> None:
+        self.home, self.session, self.args, self.fetch = home, session, args, fetch
         self.phases: dict[str, int] = {}
         self.result: dict[str, Any] = {
             "phases_ms": self.phases,
@@ -41,9 +43,9 @@ class Cycle:
         self.phases["total"] = round((now - self.started) * 1000)
         self.last = now
 
-    def run(self, fetch: Callable[[str, int, str], None]) -> None:
+    def run(self) -> None:
         """As far as the new session. After a failure the login stays held: better nobody than somebody's data."""
-        self.home.prepare(self.args["home"], self.args["home_bytes"], fetch)
+        self.home.prepare(self.args["home"], self.args["home_bytes"], self.fetch)
         if self.home.digest != self.args["home_digest"]:
             raise Stuck("The template does not have the digest that was ordered; nothing was done.")
         self.started = self.last = time.monotonic()
