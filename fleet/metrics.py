@@ -163,7 +163,7 @@ def _waiting() -> dict[str, tuple[int, float]]:
 def _age(message: bytes | None) -> float:
     """Since a task's message was sent (``fleet.celery`` notes when)."""
     try:
-        return max(0.0, time.time() - json.loads(message or b"")["headers"]["fleet"]["at"])
+        return max(0.0, time.time() - float(json.loads(message or b"")["headers"]["fleet"]["at"]))
     except (ValueError, TypeError, KeyError):
         return 0.0
 

@@ -256,7 +256,11 @@ def test_of_many_commands_the_first_is_told_at_once_and_the_rest_by_the_second(
     def said() -> list[tuple[str, str]]:
         return [(line["message"], line["order"]) for line in objects()]
 
-    threads = [threading.Thread(target=lambda: [steps.took("one", "accepted") for _ in range(500)]) for _ in range(4)]
+    def take() -> None:
+        for _ in range(500):
+            steps.took("one", "accepted")
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
