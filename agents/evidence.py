@@ -111,6 +111,9 @@ def take_report(session: BootSession, report: Mapping[str, Any]) -> str:
         elif command.verb == Verb.CAPTURE:
             with transaction.atomic():
                 end(command, *capturing.judge(command, report["result"]))
+        elif command.verb == Verb.RELAY:
+            sent = report["result"].get("sent")
+            end(command, CommandStatus.SUCCEEDED, "wake packets sent", {"sent": sent} if _count(sent) else {})
         else:
             return "that is proven by a new boot or by silence, not by a word"
     except WrongState as error:
@@ -152,6 +155,9 @@ def new_boot(session: BootSession) -> None:
     """A boot began: what it says of the commands of the boot before."""
     commands = Command.objects.select_related("order__site", "order__ordered_by", "client", "session__client_class")
     for command in commands.filter(client=session.client, status__in=[CommandStatus.SENT, CommandStatus.ACCEPTED]):
+        if command.verb == Verb.WAKE:
+            end(command, CommandStatus.SUCCEEDED, f"booted: {session.boot_id}", {"boot": str(session.boot_id)})
+            continue
         if command.session is None or command.session.boot_id == session.boot_id:
             continue
         if command.status == CommandStatus.SENT:
@@ -160,6 +166,8 @@ def new_boot(session: BootSession) -> None:
             end(command, CommandStatus.FAILED, "the client booted anew in the middle of the cycle")
         elif command.verb == Verb.CAPTURE:
             end(command, CommandStatus.FAILED, "the client booted anew in the middle of the capture")
+        elif command.verb == Verb.RELAY:
+            end(command, CommandStatus.FAILED, "the client booted anew before it said that it sent the packets")
         else:
             end(command, CommandStatus.SUCCEEDED, f"booted anew: {session.boot_id}")
 

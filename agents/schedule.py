@@ -9,7 +9,7 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
-from agents import judging, rollouts
+from agents import judging, rollouts, waking
 from agents.daemon.link import CAP_S
 from agents.evidence import end, silence
 from agents.models import BootSession, Command, CommandStatus, SessionStatus, Verb
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def tick() -> None:
+    waking.step()
     _expire()
     _lose_commands()
     _lose_boots()

@@ -21,10 +21,11 @@ from django.db import transaction
 from django.db.models import F, QuerySet
 from django.utils import timezone
 
-from agents import caps, freezing, telling
+from agents import caps, freezing, telling, waking
 from agents.book import Book
 from agents.daemon import protocol
 from agents.models import BootSession, Command, CommandStatus, Order, SessionStatus, Verb
+from agents.power import relays
 from fleet import audit
 from fleet.exceptions import SiteError
 from fleet.models import Client
@@ -39,7 +40,6 @@ GROUP = 500  # commands signed in one go: the first of ten thousand are on their
 EARLY_MS = 1000  # a client's idea of the server's time may be so much behind
 
 
-@cache
 def _signer() -> Signer:
     return Signer.load(settings.COMMAND_KEY, "command")
 
@@ -94,6 +94,8 @@ def _send_group(site: int, verb: str, waiting: QuerySet[Command]) -> int | None:
             return None
         # Before anything else: what is written here and never signed costs a little patience, the other way round a cap.
         book.note(verb, site, len(keys))
+        if verb == Verb.WAKE:  # nothing for its client to obey: others carry it out
+            return waking.send(keys, _signer())
         ready = _prepare(verb, keys)
         if not ready:
             return 0
@@ -216,7 +218,7 @@ def _body(verb: str, draft: Draft, now_ms: int) -> bytes:
             boot=draft.boot,
             sequence=draft.sequence,
             verb=verb,
-            args=draft.args,
+            args=relays.permitted(draft.args) if verb == Verb.RELAY else draft.args,
             not_before_ms=now_ms - EARLY_MS,
             expires_ms=round(draft.expires_at.timestamp() * 1000),
         ),

@@ -12,13 +12,23 @@ from fleet.health import look
 
 # Pages by what they are for, not by which part of the program keeps the rows. Other apps are named only by string.
 GROUPS = {
-    "Clients": ("fleet.Client", "agents.Order", "agents.Command"),
+    "Clients": (
+        *("fleet.Client", "fleet.Tag", "agents.Campaign", "agents.Target", "agents.Order", "agents.Command"),
+        "agents.PowerPort",
+    ),
     "Images": (
         *("images.Image", "images.ImageVersion", "images.Release", "images.HomeTemplate"),
         *("images.Layer", "images.LayerBuild"),
     ),
-    "Sites": ("fleet.Site", "fleet.ClientClass", "fleet.HardwareRule", "fleet.Membership"),
-    "Logs": ("agents.HomeRestore", "agents.BootSession", "fleet.AuditEntry"),
+    "Sites": (
+        "fleet.Site",
+        "fleet.ClientClass",
+        "fleet.HardwareRule",
+        "fleet.Membership",
+        "agents.Cap",
+        "agents.Freeze",
+    ),
+    "Logs": ("agents.HomeRestore", "agents.BootSession", "agents.Wake", "fleet.AuditEntry"),
     "Accounts": ("fleet.ApiToken", "auth.User", "auth.Group"),
 }
 

@@ -67,6 +67,16 @@ def actor_name(actor: Actor) -> str:
     return actor.get_username() if actor is not None and actor.is_authenticated else "nobody"
 
 
+def hold(site: Site | None) -> AuditHead:
+    """Be the one who writes into the chain of ``site`` until the present transaction ends.
+
+    For those who change many rows before they write down how many: whoever holds the chain may be about to change one of these.
+    """
+    chain = f"site-{site.pk}" if site else EVERYWHERE
+    AuditHead.objects.get_or_create(chain=chain)
+    return AuditHead.objects.select_for_update().get(chain=chain)
+
+
 @transaction.atomic
 def record(action: str, subject: models.Model | str, *, site: Site | None, actor: Actor, **detail: Any) -> AuditEntry:
     """Append an entry to the chain of ``site`` within the present transaction: it stands or falls with what it tells of.
@@ -74,11 +84,9 @@ def record(action: str, subject: models.Model | str, *, site: Site | None, actor
     ``detail`` is JSON: text, whole numbers, lists, dictionaries. The head row is the lock, so entries of a site are
     written one after the other.
     """
-    chain = f"site-{site.pk}" if site else EVERYWHERE
-    AuditHead.objects.get_or_create(chain=chain)
-    head = AuditHead.objects.select_for_update().get(chain=chain)
+    head = hold(site)
     entry = AuditEntry(
-        chain=chain,
+        chain=head.chain,
         sequence=head.sequence + 1,
         site=site,
         at=timezone.now(),

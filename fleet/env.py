@@ -130,6 +130,30 @@ class Env:
             )
         return f"nfs://{match[1]}:{port}{match[3]}"
 
+    def addresses(self, name: str, default: str = "") -> list[str]:
+        """IPv4 addresses, as in ``10.20.0.255,10.30.0.255``."""
+        words = self.words(name, default)
+        for word in words:
+            try:
+                ipaddress.IPv4Address(word)
+            except ValueError:
+                raise ImproperlyConfigured(
+                    f"{name}: {word!r} is no IPv4 address. Write addresses, with commas between: 10.20.0.255."
+                ) from None
+        return words
+
+    def networks(self, name: str, default: str = "") -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+        """IP networks, as in ``10.20.9.0/24,fd00:9::/64``; one address alone is one, too."""
+        networks = []
+        for word in self.words(name, default):
+            try:
+                networks.append(ipaddress.ip_network(word))
+            except ValueError as error:
+                raise ImproperlyConfigured(
+                    f"{name}: {word!r} is no network: {error}. Write networks, with commas between: 10.20.9.0/24."
+                ) from None
+        return networks
+
     def hosts(self, name: str, default: str) -> list[str]:
         """Host names or addresses as they stand in a Host header without a port; ``.example.org`` takes in subdomains."""
         hosts = self.words(name, default)
