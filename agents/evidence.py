@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from fleet.transitions import move
 _HEX = re.compile(r"[0-9a-f]{64}|").fullmatch
 _PHASES = ("kill", "unmount", "restore", "verify", "login", "total")
 _MOST = 1 << 53
+LONGEST_WARNING = timedelta(hours=2)  # an hour, and twelve times five minutes more
 
 
 @transaction.atomic
@@ -95,6 +97,9 @@ def take_report(session: BootSession, report: Mapping[str, Any]) -> str:
                 move(command, CommandStatus.ACCEPTED, accepted_at=at)
                 transaction.on_commit(partial(metrics.accepted, command, at))
                 transaction.on_commit(partial(telling.accepted, command))
+            if command.status == CommandStatus.ACCEPTED and _time(report["result"].get("acts_at_ms")):
+                acts_at = datetime.fromtimestamp(report["result"]["acts_at_ms"] / 1000, UTC)
+                Command.objects.filter(pk=command.pk).update(acts_at=min(acts_at, timezone.now() + LONGEST_WARNING))
             return (
                 ""
                 if command.status == CommandStatus.ACCEPTED
@@ -111,6 +116,10 @@ def take_report(session: BootSession, report: Mapping[str, Any]) -> str:
         elif command.verb == Verb.CAPTURE:
             with transaction.atomic():
                 end(command, *capturing.judge(command, report["result"]))
+        elif command.verb == Verb.MESSAGE:
+            shown = report["result"].get("shown")
+            known = {"shown": shown} if isinstance(shown, str) and len(shown) <= 100 and shown.isprintable() else {}
+            end(command, CommandStatus.SUCCEEDED, "it was on the screen", known)
         elif command.verb == Verb.RELAY:
             sent = report["result"].get("sent")
             end(command, CommandStatus.SUCCEEDED, "wake packets sent", {"sent": sent} if _count(sent) else {})
@@ -145,6 +154,11 @@ def clean_result(result: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(session, str) and re.fullmatch(r"[0-9A-Za-z]{1,20}", session):
         clean["session"] = session
     return clean
+
+
+def _time(value: object) -> bool:
+    """Milliseconds since 1970 that a datetime can be made of."""
+    return _count(value) and int(str(value)) < 1 << 45
 
 
 def _count(value: object) -> bool:

@@ -203,6 +203,7 @@ BEARER = {
     ("POST", "/agent/v1/reports"),
     ("PUT", "/agent/v1/capture"),
     ("PUT", "/agent/v1/writes"),
+    ("PUT", "/agent/v1/hold"),
     ("POST", "/agent/v1/bye"),
 }
 MONITOR = {("GET", "/metrics"): 401}
