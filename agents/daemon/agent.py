@@ -17,13 +17,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from ..hands import door, network, power
+from ..hands import door, network, power, session
 from ..hands.capture import Capture
 from ..hands.cycle import Cycle
 from ..hands.hardware import facts, read
 from ..hands.overlay import OVERLAY, Home
 from ..hands.screen import Screen, announcement
-from ..hands.session import Session, Stuck
+from ..hands.session import Stuck
 from ..hands.writes import written
 from . import ed25519, protocol, wishes
 from .link import Answer, Away, Link, Superseded
@@ -43,7 +43,7 @@ class Agent:
         self.wake, self.waker = os.pipe()
         self.link = Link(server, plan["bearer"], self.wake)
         self.home = Home(f"/home/{plan['user']}", plan["home"], plan["home_percent"], plan.get("home_kind", OVERLAY))
-        self.session, self.screen = Session(plan["user"], int(plan["uid"])), Screen(int(plan["uid"]))
+        self.session, self.screen = session.of(plan["user"], int(plan["uid"])), Screen(int(plan["uid"]))
         self.keys = protocol.parse_keys(plan["command_keys"])
         self.floor = min(int(plan.get("daemon", "1")), protocol.VERSION)  # the plan is signed: no server speaks less
         self.opened = False  # a session

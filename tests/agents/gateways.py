@@ -186,6 +186,6 @@ from agents.hands import power, session
 def refuse(verb): raise SystemExit(f"{verb}: not on this machine")
 power.go = refuse
 place, server = sys.argv[1:]
-agent.FLEET, session.SESSIONS = place, place + "/sessions"
+agent.FLEET, session.SESSIONS, session.SYSTEMD = place, place + "/sessions", place
 agent.Agent(protocol.parse_plan(Path(place, "plan").read_text()), server).run()
 """

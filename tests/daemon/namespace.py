@@ -22,7 +22,7 @@ UID = 61234  # of no real user
 INIT = """
 set -e
 mount -t tmpfs -o mode=0755 run /run
-mkdir -p /run/fleet/agent /run/fleet/bin /run/bin /run/systemd/sessions
+mkdir -p /run/fleet/agent /run/fleet/bin /run/bin /run/systemd/sessions /run/systemd/system
 cp -r "$1/daemon" "$1/hands" /run/fleet/agent
 ln -s ../agent/hands/ask.py /run/fleet/bin/fleet-hold
 for place in /tmp /var/tmp /dev/shm /home /var/mail /var/spool /var/lib; do mount -t tmpfs -o mode=1777 own $place; done

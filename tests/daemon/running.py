@@ -40,7 +40,8 @@ class Daemon(Namespace):
 
     def begin_again(self, argv: Sequence[str] = AGENT) -> None:
         """Kill it, and start it as systemd would."""
-        self.end(self.process)
+        if self.process.poll() is None:
+            self.end(self.process)
         with self.path("/run/log").open("a") as log:
             self.process = self.start(*argv, stderr=log)
 
