@@ -359,10 +359,16 @@ class Gateway:
                 return Answer(204, headers=ASK_ANEW if must else {"Fleet-Time": str(_now_ms())})
 
     async def _must_ask(self, attendant: Attendant, signed: Set[str] | None = None) -> bool:
-        """Whether a daemon must open its session anew: it was not told these keys, or (without any) not just those of today."""
+        """Whether a daemon must open its session anew: it was not told what is ``signed`` with a key of today, or (without that) not
+        just the keys of today. Of a key that is none it is not told either: it refuses that.
+        """
+        if signed is not None and not signed <= set(self._keys.split()):
+            self._keys = await asyncio.to_thread(_command_keys)
 
         def suffices() -> bool:
-            return attendant.keys == self._keys if signed is None else signed <= set(attendant.keys.split())
+            if signed is None:
+                return attendant.keys == self._keys
+            return signed & set(self._keys.split()) <= set(attendant.keys.split())
 
         if not suffices():  # another gateway may have told it
             attendant.keys = sys.intern(await self._database.read(_told_keys, attendant.session))

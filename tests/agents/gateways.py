@@ -162,15 +162,18 @@ def is_signed(reply: Reply, keys: Path) -> bool:
 
 
 @contextmanager
-def daemon(plan: Mapping[str, str], server: str) -> Iterator[Service]:
-    """The daemon's own loop as a process: a user is logged in, and what it remembers lies in a directory of its own."""
+def daemon(plan: Mapping[str, str], server: str, before: str = "") -> Iterator[Service]:
+    """The daemon's own loop as a process: a user is logged in, and what it remembers lies in a directory of its own.
+
+    ``before`` is Python that it runs first.
+    """
     with tempfile.TemporaryDirectory(prefix="fleet-daemon-") as place:
         directory = Path(place)
         (directory / "plan").write_text(protocol.format_plan(plan))
         (directory / "sessions").mkdir()
         uid = int(plan["uid"])
         (directory / "sessions" / "1").write_text(f"UID={uid}\nUSER=player\nSTATE=active\nCLASS=user\nTTY=\n")
-        service = start([sys.executable, "-c", _LOOP, place, server], directory / "log", {"PYTHONPATH": str(PROJECT)})
+        service = start([sys.executable, "-c", before + _LOOP, place, server], directory / "log", {"PYTHONPATH": str(PROJECT)})
         try:
             yield service
         finally:
