@@ -1,6 +1,6 @@
 from django.urls import path
 
-from agents.board import ordering, views
+from agents.board import campaigns, ordering, views
 
 urlpatterns = [
     path("", views.index, name="index"),
@@ -11,4 +11,6 @@ urlpatterns = [
     path("sites/<slug:slug>/orders/<uuid:order>/cancel", ordering.cancel, name="board-cancel"),
     path("sites/<slug:slug>/rollouts/<int:client_class>", ordering.rollout, name="board-rollout"),
     path("sites/<slug:slug>/rollouts/<uuid:row>/stop", ordering.stop_rollout, name="board-rollout-stop"),
+    path("sites/<slug:slug>/campaigns/<uuid:order>/", campaigns.campaign, name="board-campaign"),
+    path("sites/<slug:slug>/campaigns/<uuid:order>/<slug:what>", campaigns.act, name="board-campaign-act"),
 ]

@@ -1,0 +1,115 @@
+"""A site's campaigns: each with bars that move, and what people do with one that runs.
+
+A script of ours says ``X-Requested-With: fetch`` and gets the part of the page that moves. Without one a link loads it anew.
+"""
+
+from collections.abc import Callable
+from http import HTTPStatus
+from uuid import UUID
+
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.contrib.auth.models import AnonymousUser, User
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_POST, require_safe
+
+from agents import campaigns
+from agents.board.progress import read_progress
+from agents.board.views import may_operate, visible_site
+from agents.models import Campaign, CampaignStatus
+from agents.selecting import Selection
+from fleet.exceptions import Forbidden, OperatorError, WrongState
+from fleet.models import Site
+from fleet.roles import Right
+
+ACTS: dict[str, tuple[str, Callable[[Campaign, User | AnonymousUser], object]]] = {
+    "approve": ("It is approved.", campaigns.approve),
+    "pause": ("It is paused: nothing more is ordered for now.", campaigns.pause),
+    "resume": ("It goes on.", campaigns.resume),
+    "stop": ("It is stopped: whoever has not accepted does nothing.", campaigns.stop),
+}
+_BUTTONS: dict[str, tuple[tuple[str, str], ...]] = {
+    CampaignStatus.AWAITING: (("approve", "Approve"), ("stop", "Stop now")),
+    CampaignStatus.SCHEDULED: (("stop", "Stop now"),),
+    CampaignStatus.RUNNING: (("pause", "Pause"), ("stop", "Stop now")),
+    CampaignStatus.PAUSED: (("resume", "Go on"), ("stop", "Stop now")),
+}
+
+
+@require_safe
+@never_cache
+@login_required
+def campaign(request: HttpRequest, slug: str, order: UUID) -> HttpResponse:
+    """A campaign's page, or for a script the part of it that moves."""
+    site = visible_site(request, slug)
+    return _page(request, site, _campaign(site, order))
+
+
+@require_POST
+@never_cache
+@login_required
+def act(request: HttpRequest, slug: str, order: UUID, what: str) -> HttpResponse:
+    """Approve, pause, resume or stop it. 403 without the right, 409 when it is in no state for that."""
+    site = visible_site(request, slug)
+    row = _campaign(site, order)
+    if what not in ACTS:
+        raise Http404
+    said, do = ACTS[what]
+    try:
+        do(row, person(request))
+    except OperatorError as error:
+        return _page(request, site, _campaign(site, order), error)
+    messages.success(request, said)
+    return redirect("board-campaign", slug=site.slug, order=row.pk)
+
+
+def person(request: HttpRequest) -> User | AnonymousUser:
+    assert isinstance(request.user, User | AnonymousUser)
+    return request.user
+
+
+def status_of(error: OperatorError | None) -> HTTPStatus:
+    if error is None:
+        return HTTPStatus.OK
+    if isinstance(error, WrongState):
+        return HTTPStatus.CONFLICT
+    return HTTPStatus.FORBIDDEN if isinstance(error, Forbidden) else HTTPStatus.BAD_REQUEST
+
+
+def may_release(request: HttpRequest, site: Site) -> bool:
+    return Site.objects.visible_to(request.user, Right.RELEASE).filter(pk=site.pk).exists()
+
+
+def _campaign(site: Site, key: UUID) -> Campaign:
+    rows = Campaign.objects.select_related("order__site", "order__ordered_by", "order__approved_by")
+    return get_object_or_404(rows, pk=key, order__site=site)
+
+
+def _page(request: HttpRequest, site: Site, row: Campaign, problem: OperatorError | None = None) -> HttpResponse:
+    context = {
+        "site": site,
+        "campaign": row,
+        "whom": Selection.from_json(row.selection),
+        "progress": read_progress(row),
+        "live": row.ended_at is None,
+        "buttons": _allowed(request, site, row),
+        "problem": problem,
+    }
+    by_script = request.headers.get("X-Requested-With") == "fetch"
+    template = "board/progress.html" if by_script else "board/campaign.html"
+    return render(request, template, context, status=status_of(problem))
+
+
+def _allowed(request: HttpRequest, site: Site, row: Campaign) -> list[tuple[str, str]]:
+    """What this person may do with it as it stands: nobody approves their own, and forced ones go on by an organiser's word."""
+    if not may_operate(request, site):
+        return []
+    organiser = may_release(request, site)
+    cannot = set()
+    if not organiser or row.order.ordered_by == request.user:
+        cannot.add("approve")
+    if row.order.force and not organiser:
+        cannot.add("resume")
+    return [button for button in _BUTTONS.get(row.status, ()) if button[0] not in cannot]

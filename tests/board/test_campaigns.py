@@ -1,0 +1,128 @@
+"""Campaigns on the board, without a browser: who sees and does what, how it is shown, and what is refused."""
+
+import uuid
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client as Visitor
+
+from agents import campaigns
+from agents.models import Campaign, CampaignStatus, CommandStatus, TargetStatus, WaveBy
+from fleet.models import Client
+from tests.agents.halls import accepts, ends, fates, leaves, make_hall, planned, started, stepped
+from tests.world import World
+
+CAMPAIGNS = "/sites/clubroom/campaigns/"
+SCRIPT = {"X-Requested-With": "fetch"}
+
+
+@pytest.fixture
+def hall(world: World) -> dict[str, Client]:
+    """Row A with three PCs, row B with two, all connected and ready."""
+    return make_hall(world.clubroom, "A1", "A2", "A3", "B1", "B2")
+
+
+def as_(user: User, *, csrf: bool = False) -> Visitor:
+    visitor = Visitor(enforce_csrf_checks=csrf)
+    visitor.force_login(user)
+    return visitor
+
+
+def page_of(campaign: Campaign, act: str = "") -> str:
+    return f"{CAMPAIGNS}{campaign.pk}/{act}"
+
+
+def seen(user: User, campaign: Campaign, **headers: Any) -> str:
+    answer = as_(user).get(page_of(campaign), **headers)
+    assert answer.status_code == 200
+    return answer.content.decode()
+
+
+def test_its_bars_tell_how_many_of_all_and_of_each_wave_are_how_far(world: World, hall: dict[str, Client]) -> None:
+    campaign = started(world, wave_by=WaveBy.ROW)
+    ends(CommandStatus.SUCCEEDED, hall["A1"])
+    accepts(hall["A2"])
+    text = seen(world.vera, stepped(campaign))
+    assert 'aria-label="All" aria-valuemin="0" aria-valuemax="5" aria-valuenow="1"' in text
+    assert 'aria-valuetext="1 succeeded, 1 accepted, 1 queued, 2 waiting"' in text
+    assert 'aria-label="Wave 1" aria-valuemin="0" aria-valuemax="3" aria-valuenow="1"' in text
+    assert '<rect class="succeeded" x="0.0" width="20.0" height="4" />' in text
+    assert '<rect class="accepted" x="20.0" width="20.0" height="4" />' in text
+    assert "<b>2</b> Waiting" in text
+
+
+def test_who_failed_is_named_with_the_reason(world: World, hall: dict[str, Client]) -> None:
+    leaves(hall["B1"])
+    campaign = started(world, offline="fail")
+    ends(CommandStatus.FAILED, hall["A3"], reason="<the disk> is full")
+    text = seen(world.vera, stepped(campaign))
+    assert "<b>A3</b>" in text
+    assert "&lt;the disk&gt; is full" in text
+    assert "<b>B1</b>" in text
+    assert "not connected: off" in text
+    assert "<b>A1</b>" not in text
+
+
+def test_a_script_gets_the_part_that_moves_until_it_has_ended(world: World, hall: dict[str, Client]) -> None:
+    campaign = started(world)
+    text = seen(world.vera, campaign, headers=SCRIPT)
+    assert text.startswith("<div data-progress data-live>")
+    assert "<html" not in text
+    ends(CommandStatus.SUCCEEDED, *hall.values())
+    text = seen(world.vera, stepped(campaign), headers=SCRIPT)
+    assert text.startswith("<div data-progress>")
+    assert "5 of 5 ended" in text
+
+
+def test_a_volunteer_pauses_resumes_and_stops(world: World, hall: dict[str, Client]) -> None:
+    campaign = started(world, wave_by=WaveBy.ROW)
+    for act, status in (("pause", "paused"), ("resume", "running"), ("stop", "stopped")):
+        answer = as_(world.vera).post(page_of(campaign, act))
+        assert (answer.status_code, answer.headers["Location"]) == (302, page_of(campaign))
+        campaign.refresh_from_db()
+        assert campaign.status == status
+    assert set(fates(campaign).values()) == {TargetStatus.CANCELLED}
+
+
+def test_twice_is_a_wrong_state_and_says_so_on_its_page(world: World, hall: dict[str, Client]) -> None:
+    campaign = started(world)
+    for act in ("pause", "stop"):
+        as_(world.vera).post(page_of(campaign, act))
+        again = as_(world.vera).post(page_of(campaign, act))
+        assert again.status_code == 409
+        assert 'class="problem" role="alert">' in again.content.decode()
+    assert as_(world.vera).post(page_of(campaign, "resume")).status_code == 409
+
+
+def test_only_another_organiser_approves_and_only_they_have_the_button(world: World, hall: dict[str, Client]) -> None:
+    campaign = campaigns.start(planned(world, beyond_cap=True), world.vera)
+    approve = page_of(campaign, "approve")
+    assert approve not in seen(world.vera, campaign)
+    assert as_(world.vera).post(approve).status_code == 403
+    assert approve in seen(world.otto, campaign)
+    assert as_(world.otto).post(approve).status_code == 302
+    assert as_(world.otto).post(approve).status_code == 409
+    own = campaigns.start(planned(world, beyond_cap=True, actor=world.otto), world.otto)
+    assert page_of(own, "approve") not in seen(world.otto, own)
+    assert as_(world.otto).post(page_of(own, "approve")).status_code == 403
+
+
+def test_another_site_s_people_and_addresses_find_nothing(world: World, hall: dict[str, Client]) -> None:
+    campaign = started(world)
+    for address in (page_of(campaign), f"/sites/school/campaigns/{campaign.pk}/"):
+        assert as_(world.mallory).get(address).status_code == 404
+        assert as_(world.mallory).post(f"{address}stop").status_code == 404
+    for address in (f"{CAMPAIGNS}{uuid.uuid4()}/stop", page_of(campaign, "explode")):
+        assert as_(world.vera).post(address).status_code == 404
+    campaign.refresh_from_db()
+    assert campaign.status == CampaignStatus.RUNNING
+
+
+def test_nothing_is_done_without_a_token_nor_by_a_link(world: World, hall: dict[str, Client]) -> None:
+    campaign = started(world)
+    assert as_(world.vera, csrf=True).post(page_of(campaign, "stop")).status_code == 403
+    assert as_(world.vera).get(page_of(campaign, "stop")).status_code == 405
+    assert Visitor().get(page_of(campaign)).status_code == 302
+    campaign.refresh_from_db()
+    assert campaign.status == CampaignStatus.RUNNING
