@@ -1,5 +1,6 @@
 """Sessions of daemons: opened, seen, closed. What the gateway writes about who is there."""
 
+import ipaddress
 import logging
 import re
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from agents.evidence import silence
 from agents.models import BootSession, SessionStatus
 from agents.observing import locked, observe
 from fleet.exceptions import WrongState
-from fleet.models import ClientState
+from fleet.models import Client, ClientState
 from fleet.transitions import move
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,10 @@ def clean_facts(facts: object) -> dict[str, Any]:
         if not isinstance(value, str) or len(value) > 200 or not value.isprintable():
             raise BadFacts(f"{key} is not a short text.")
         clean[key] = value
+    if (network := facts.get("network")) is not None:
+        if network != "" and not _is_network(network):
+            raise BadFacts("network is no IPv4 network.")
+        clean["network"] = network
     times = facts.get("boot_ms", {})
     if not isinstance(times, dict) or len(times) > 20:
         raise BadFacts("boot_ms is not an object of stages.")
@@ -72,6 +77,14 @@ def clean_facts(facts: object) -> dict[str, Any]:
             raise BadFacts("An adapter lacks one of its ids.")
     clean["adapters"] = [{key: adapter[key] for key in ids} for adapter in adapters]
     return clean
+
+
+def _is_network(value: object) -> bool:
+    """Whether it is an IPv4 network in its one spelling: clients of one LAN must say the same."""
+    try:
+        return isinstance(value, str) and str(ipaddress.IPv4Network(value)) == value
+    except ValueError:
+        return False
 
 
 @transaction.atomic
@@ -95,6 +108,8 @@ def open_session(
         command_keys=command_keys or session.command_keys,
         last_seen=timezone.now(),
     )
+    if network := facts.get("network"):  # an old daemon says none
+        Client.objects.filter(pk=client.pk).update(network=network)
     if client.state != ClientState.CYCLING:
         observe(client, ClientState.BOOTING if client.state == ClientState.BOOTING else ClientState.READY, trouble="")
 

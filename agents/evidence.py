@@ -8,7 +8,7 @@ from typing import Any
 from django.db import transaction
 from django.utils import timezone
 
-from agents import capturing, metrics
+from agents import capturing, metrics, telling
 from agents.daemon import protocol
 from agents.models import BootSession, Command, CommandStatus, HomeRestore, RestoreResult, Verb
 from fleet import audit
@@ -23,9 +23,11 @@ _MOST = 1 << 53
 @transaction.atomic
 def end(command: Command, status: CommandStatus, reason: str = "", result: Mapping[str, Any] | None = None) -> None:
     """Bring ``command`` to a terminal status; a cycle leaves its HomeRestore. Raises WrongState when it ended already."""
+    story, restore = telling.who(command), None
     move(command, status, finished_at=timezone.now(), reason=reason[:300], result=dict(result or {}))
     if command.verb == Verb.CYCLE and status in _RESTORES:
-        record_restore(command, _RESTORES[status], reason)
+        restore = record_restore(command, _RESTORES[status], reason)
+    telling.ended(story, command, restore)
     if command.verb == Verb.CAPTURE and status != CommandStatus.SUCCEEDED:
         capturing.discard(command)
 
@@ -92,6 +94,7 @@ def take_report(session: BootSession, report: Mapping[str, Any]) -> str:
                 at = timezone.now()
                 move(command, CommandStatus.ACCEPTED, accepted_at=at)
                 transaction.on_commit(partial(metrics.accepted, command, at))
+                transaction.on_commit(partial(telling.accepted, command))
             return (
                 ""
                 if command.status == CommandStatus.ACCEPTED
@@ -108,6 +111,9 @@ def take_report(session: BootSession, report: Mapping[str, Any]) -> str:
         elif command.verb == Verb.CAPTURE:
             with transaction.atomic():
                 end(command, *capturing.judge(command, report["result"]))
+        elif command.verb == Verb.RELAY:
+            sent = report["result"].get("sent")
+            end(command, CommandStatus.SUCCEEDED, "wake packets sent", {"sent": sent} if _count(sent) else {})
         else:
             return "that is proven by a new boot or by silence, not by a word"
     except WrongState as error:
@@ -149,6 +155,9 @@ def new_boot(session: BootSession) -> None:
     """A boot began: what it says of the commands of the boot before."""
     commands = Command.objects.select_related("order__site", "order__ordered_by", "client", "session__client_class")
     for command in commands.filter(client=session.client, status__in=[CommandStatus.SENT, CommandStatus.ACCEPTED]):
+        if command.verb == Verb.WAKE:
+            end(command, CommandStatus.SUCCEEDED, f"booted: {session.boot_id}", {"boot": str(session.boot_id)})
+            continue
         if command.session is None or command.session.boot_id == session.boot_id:
             continue
         if command.status == CommandStatus.SENT:
@@ -157,6 +166,8 @@ def new_boot(session: BootSession) -> None:
             end(command, CommandStatus.FAILED, "the client booted anew in the middle of the cycle")
         elif command.verb == Verb.CAPTURE:
             end(command, CommandStatus.FAILED, "the client booted anew in the middle of the capture")
+        elif command.verb == Verb.RELAY:
+            end(command, CommandStatus.FAILED, "the client booted anew before it said that it sent the packets")
         else:
             end(command, CommandStatus.SUCCEEDED, f"booted anew: {session.boot_id}")
 
@@ -164,7 +175,7 @@ def new_boot(session: BootSession) -> None:
 def silence(session: BootSession, how: str) -> bool:
     """A session fell silent. True when that is what a power-down was to bring about."""
     command = (
-        Command.objects.select_related("order__site", "order__ordered_by", "client")
+        Command.objects.select_related("order__site", "order__ordered_by", "client", "session")
         .filter(session=session, verb=Verb.POWEROFF, status=CommandStatus.ACCEPTED)
         .first()
     )

@@ -43,7 +43,18 @@ WEB: dict[str, Rights] = {
 }
 # The sender's own columns, within what others may change.
 NOT_WEB = {
-    "agents.Command": ("client", "order", "verb", "session", "args", "sequence", "envelope", "signature", "key_id", "sent_at"),
+    "agents.Command": (
+        "client",
+        "order",
+        "verb",
+        "session",
+        "args",
+        "sequence",
+        "envelope",
+        "signature",
+        "key_id",
+        "sent_at",
+    ),
     "fleet.Client": ("sequence",),
 }
 # A command is born waiting and unsigned: only the sender makes anything else of it.
@@ -70,8 +81,10 @@ OTHERS: dict[str, dict[str, Rights]] = {
     "sender": {
         "agents.Command": Rights(
             insert=True,
-            update=("status", "session", "args", "sequence", "envelope", "signature", "key_id", "sent_at")
-            + ("accepted_at", "finished_at", "expires_at", "reason", "result"),
+            update=(
+                *("status", "session", "args", "sequence", "envelope", "signature", "key_id", "sent_at"),
+                *("accepted_at", "finished_at", "expires_at", "reason", "result"),
+            ),
         ),
         "fleet.Client": Rights(update=("sequence",)),
         "fleet.AuditEntry": APPEND,
@@ -151,4 +164,4 @@ def _columns(process: str, model: type[models.Model], rights: Rights) -> Iterato
         assert known >= set(rights.update), f"{model._meta.label} has no {sorted(set(rights.update) - known)}"
     for field in model._meta.concrete_fields:
         if field.name not in barred and (rights.update == ALL or field.name in rights.update):
-            yield field.column
+            yield str(field.column)

@@ -87,7 +87,9 @@ def _write_down(slots: Slots, stage: str, before: str, left: list[str]) -> None:
     detail = {"before": before, "present": slots.present, "next": slots.next, "old": slots.old}
     every = stage == "switch" and slots.kind == "command"
     for site in (None, *Site.objects.order_by("pk")) if every else (None,):
-        audit.record(f"keys.{stage}", f"{slots.kind} keys", site=site, actor="manage.py keys", **detail, left_behind=left)
+        audit.record(
+            f"keys.{stage}", f"{slots.kind} keys", site=site, actor="manage.py keys", **detail, left_behind=left
+        )
 
 
 def private_of(kind: str) -> str:

@@ -30,7 +30,9 @@ def heard(session_id: UUID) -> None:
 
 def booted(client: Client, boot_id: str) -> None:
     """A boot asks for its plan: the same as once before, though another one came between (A, B, A)."""
-    boots = list(BootSession.objects.filter(client=client).order_by("-planned_at").values_list("boot_id", flat=True)[:9])
+    boots = list(
+        BootSession.objects.filter(client=client).order_by("-planned_at").values_list("boot_id", flat=True)[:9]
+    )
     if UUID(boot_id) in boots[1:] and boots[0] != UUID(boot_id):
         _note(client, UUID(boot_id), boots[0])
 

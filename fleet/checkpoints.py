@@ -64,7 +64,9 @@ def _proved(chain: str, since: Point) -> Point:
     sequence, digest = since
     first = max(sequence, 1)  # what was seen is looked at again
     expected, previous = first, None if sequence else ""
-    for entry in entries.filter(sequence__gte=first).order_by("sequence")[: AT_ONCE + 1].iterator(chunk_size=audit.CHUNK):
+    for entry in (
+        entries.filter(sequence__gte=first).order_by("sequence")[: AT_ONCE + 1].iterator(chunk_size=audit.CHUNK)
+    ):
         right = entry.sequence == expected and entry.digest == audit._digest(entry)
         follows = entry.digest == digest if previous is None else entry.previous == previous
         if not right or not follows:
@@ -96,7 +98,9 @@ def faults(site: Site | None = None, book: Path | None = None) -> Iterator[Fault
             key = checkpoint.key_id
             yield Fault(chain, sequence, f"its signed head is by the key {key}, which was never one of this server's.")
         elif not verify(public, said, bytes(checkpoint.signature)):
-            yield Fault(chain, sequence, "the signature of its head is wrong: somebody without the command key wrote it.")
+            yield Fault(
+                chain, sequence, "the signature of its head is wrong: somebody without the command key wrote it."
+            )
         else:
             known.add((chain, sequence))
             yield from _unlike(chain, sequence, digest, checkpoint.now, "the sender signed")

@@ -149,7 +149,9 @@ class SessionSerializer(serializers.ModelSerializer[BootSession]):
 
 
 class RevocationSerializer(serializers.Serializer[Any]):
-    reason = serializers.CharField(max_length=200, default="", allow_blank=True, help_text="It stands in the audit log.")
+    reason = serializers.CharField(
+        max_length=200, default="", allow_blank=True, help_text="It stands in the audit log."
+    )
 
 
 class SessionFilters(Filters):

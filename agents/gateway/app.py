@@ -21,17 +21,18 @@ from django.utils import timezone
 from prometheus_client import generate_latest
 from redis.exceptions import RedisError
 
-from agents import attendance, evidence, metrics, netboot, twins, writes
+from agents import attendance, evidence, metrics, netboot, telling, twins, writes
 from agents.daemon import protocol
 from agents.gateway import artefacts, captures
 from agents.gateway.database import Database
 from agents.gateway.http import Answer, Bucket, Problem, Receive, Request, Scope, Send, reply
 from agents.gateway.parking import Attendant, Parking
-from agents.models import BootSession, Command, CommandStatus, SessionStatus
-from agents.schedule import GATEWAY_UP
+from agents.gateway.waker import Waker
+from agents.models import BootSession, Command, CommandStatus, SessionStatus, Verb
 from agents.sending import CHANNEL
 from agents.signing import ids, public_keys
 from fleet import metrics as monitor
+from fleet.alive import GATEWAY_UP
 from fleet.exceptions import FleetError
 from fleet.models import token_hash
 from fleet.signify import signify
@@ -58,6 +59,7 @@ class Gateway:
         self._parking = Parking()
         metrics.PARKED.set_function(self._parking.parked)
         self._database = Database()
+        self._waker = Waker(self._database)
         self._signer()  # or it would start, and fail at the first boot
         self._keys = ids(public_keys(settings.PUBLIC_KEYS, "command"))
         self._tasks: list[asyncio.Task[None]] = []
@@ -94,7 +96,7 @@ class Gateway:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                for work in (self._database.run, self._listen, self._sweep):
+                for work in (self._database.run, self._listen, self._sweep, self._waker.run):
                     self._tasks.append(asyncio.create_task(work()))
                 await send({"type": "lifespan.startup.complete"})
             else:
@@ -136,10 +138,11 @@ class Gateway:
 
     def _nudged(self, data: bytes) -> None:
         try:
-            content = json.loads(data)
-            clients = [uuid.UUID(client) for client in content.get("clients", ())]
-            sessions = {uuid.UUID(session) for session in content.get("cut_off", ())}
-            if not content.keys() & {"clients", "cut_off"}:
+            nudge = json.loads(data)
+            clients = [uuid.UUID(client) for client in nudge.get("clients", ())]
+            sessions = {uuid.UUID(session) for session in nudge.get("cut_off", ())}
+            wake = nudge.get("wake")
+            if not nudge.keys() & {"clients", "cut_off", "wake"}:
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             log.error("A nudge that is none was published on %s: %r", CHANNEL, data[:100])
@@ -147,12 +150,15 @@ class Gateway:
         self._parking.forget(sessions)
         for client in clients:
             self._parking.wake(client)
+        if wake:
+            self._waker.hint.set()
 
     async def _sweep(self) -> None:
         """Every few seconds: find what was lost of nudges and hints, write down who is there, and that we listen."""
         pause = min(SWEEP_S, settings.LOST_AFTER / 4)
         looked = timezone.now()
         while True:
+            telling.steps.flush()
             try:
                 self._keys = await asyncio.to_thread(_command_keys)
                 now = timezone.now()
@@ -460,8 +466,9 @@ def _cut_off(since: datetime) -> set[uuid.UUID]:
 
 
 def _with_commands() -> list[uuid.UUID]:
-    """Clients to which a command is on its way."""
-    return list(Command.objects.filter(status=CommandStatus.SENT).values_list("client_id", flat=True))
+    """Clients to which a command is on its way. One to be powered on asks for none."""
+    sent = Command.objects.filter(status=CommandStatus.SENT).exclude(verb=Verb.WAKE)
+    return list(sent.values_list("client_id", flat=True))
 
 
 def _envelopes(session: uuid.UUID, cursor: int) -> list[dict[str, str]]:
@@ -469,4 +476,5 @@ def _envelopes(session: uuid.UUID, cursor: int) -> list[dict[str, str]]:
     commands = Command.objects.filter(session=session, status=CommandStatus.SENT, sequence__gt=cursor).order_by(
         "sequence"
     )
+    telling.delivered(commands)
     return [protocol.envelope(bytes(c.envelope), bytes(c.signature), c.key_id) for c in commands]

@@ -11,7 +11,7 @@ from fleet.models import Site
 from fleet.querysets import site_of
 
 M = TypeVar("M", bound=models.Model)
-SECRETS = frozenset({"password"})
+SECRETS = frozenset({"password", "secure_on"})
 LONGEST = 500  # characters of a value (a hook, a file) that an entry keeps
 
 

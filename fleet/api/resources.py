@@ -145,9 +145,10 @@ class ClientSerializer(serializers.ModelSerializer[Client]):
                 "state",
                 "since",
             ),
-            *("last_seen", "trouble", "twin_at", "adapters", "memory_kib", "product", "serial"),
+            *("last_seen", "trouble", "twin_at", "adapters", "memory_kib", "product", "serial", "secure_on"),
         ]
         read_only_fields = ["site", "mac", "admission"]
+        extra_kwargs = {"secure_on": {"write_only": True}}
 
     @extend_schema_field(AdapterSerializer(many=True))
     def get_adapters(self, client: Client) -> list[dict[str, Any]]:
@@ -195,7 +196,6 @@ class ClientViewSet(mixins.UpdateModelMixin, ScopedViewSet[Client]):
         client = self.get_object()
         services.admit(client, request.user, Admission(asked.validated_data["admission"]))
         return Response(self.get_serializer(client).data)
-
 
     @extend_schema(request=None, responses=ClientSerializer)
     @action(detail=True, methods=["post"], url_path="take-back-twin")

@@ -116,7 +116,9 @@ QUERIES = {
 }
 
 
-def ask(gate: Gateway, route: tuple[str, str], headers: dict[str, str] | None = None, body: bytes | None = None) -> Reply:
+def ask(
+    gate: Gateway, route: tuple[str, str], headers: dict[str, str] | None = None, body: bytes | None = None
+) -> Reply:
     method, path = route
     content = body if body is not None else json.dumps(BODIES[path]).encode() if path in BODIES else None
     with Visitor(gate.port) as visitor:
@@ -222,7 +224,7 @@ def test_firmware_is_answered_without_credentials_and_gets_no_secret_but_a_token
     pending = Client.objects.get(mac=STRANGER)
     assert pending.admission == "pending"
     token = answer.body.partition(b"fleet.token=")[2][:32].decode()
-    plan = ask(room.gate, sorted(BOOT_TOKEN)[0], body=urllib.parse.urlencode(form(token, STRANGER)).encode())
+    plan = ask(room.gate, min(BOOT_TOKEN), body=urllib.parse.urlencode(form(token, STRANGER)).encode())
     assert b"action=wait" in plan.body
     assert b"bearer" not in plan.body, "a token for a MAC is good for nothing before somebody admits the client"
     for admission in ("maintenance", "retired"):
@@ -257,7 +259,7 @@ def test_metrics_and_the_store(room: Room) -> None:
 def test_other_methods_and_other_addresses_have_no_credentials_at_all(room: Room) -> None:
     _, visitor = room.running()
     headers = {"Authorization": f"Bearer {visitor.bearer}"}
-    for method, path in sorted(GATEWAY):
+    for _, path in sorted(GATEWAY):
         for other in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
             if (other, path) not in GATEWAY:
                 assert ask(room.gate, (other, path), headers, b"").status == 405, (other, path)

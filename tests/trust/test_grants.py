@@ -61,7 +61,12 @@ def room(world: World, keys: Path) -> World:
 
 def refused(process: str, statement: str) -> str:
     """How the database refuses it."""
-    with as_process(process), pytest.raises(DatabaseError) as error, transaction.atomic(), connection.cursor() as cursor:
+    with (
+        as_process(process),
+        pytest.raises(DatabaseError) as error,
+        transaction.atomic(),
+        connection.cursor() as cursor,
+    ):
         cursor.execute(statement)
     return str(error.value)
 
@@ -85,7 +90,18 @@ def test_nobody_changes_or_removes_what_is_written_down(room: World, process: st
         assert "must be owner" in refused(process, statement), statement
 
 
-SENDERS = ("envelope", "signature", "sequence", "key_id", "sent_at", "client_id", "order_id", "session_id", "verb", "args")
+SENDERS = (
+    "envelope",
+    "signature",
+    "sequence",
+    "key_id",
+    "sent_at",
+    "client_id",
+    "order_id",
+    "session_id",
+    "verb",
+    "args",
+)
 
 
 @pytest.mark.parametrize("process", ["web", "gateway", "builds"])
@@ -94,7 +110,9 @@ def test_nobody_else_writes_what_the_sender_does(room: World, process: str) -> N
         assert "permission denied" in refused(process, f"UPDATE agents_command SET {column} = {column}"), column
     assert "permission denied" in refused(process, "UPDATE fleet_client SET sequence = 0")
     assert "permission denied" in refused(process, "DELETE FROM agents_command")
-    assert "permission denied" in refused(process, "INSERT INTO fleet_auditcheckpoint SELECT * FROM fleet_auditcheckpoint")
+    assert "permission denied" in refused(
+        process, "INSERT INTO fleet_auditcheckpoint SELECT * FROM fleet_auditcheckpoint"
+    )
 
 
 @pytest.mark.parametrize(

@@ -118,9 +118,7 @@ def _sent(room: Room, session: BootSession, verb: Verb) -> Command:
 
 @pytest.mark.build
 @pytest.mark.root
-def test_a_worker_of_builds_notes_how_a_build_went(
-    transactional_db: None, tmp_path: Path, settings: Settings
-) -> None:
+def test_a_worker_of_builds_notes_how_a_build_went(transactional_db: None, tmp_path: Path, settings: Settings) -> None:
     world = make_world()
     grant()
     with redis_server() as queue, celery_sends_to(queue.url):

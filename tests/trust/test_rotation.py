@@ -138,7 +138,9 @@ def test_a_switch_that_was_interrupted_anywhere_is_completed_by_the_next(
             slots.publish()
             both = {slots.present, slots.next}
             with monkeypatch.context() as patch:
-                patch.setattr(where, _fails_at(number, {"put": put, "replace": Path.replace, "unlink": Path.unlink}[name]))
+                patch.setattr(
+                    where, _fails_at(number, {"put": put, "replace": Path.replace, "unlink": Path.unlink}[name])
+                )
                 try:
                     slots.switch()
                 except OSError:
@@ -307,7 +309,7 @@ def test_readers_of_public_keys_never_see_one_missing_while_keys_rotate(tmp_path
         assert rotating.wait(60) == 0, rotating.communicate()
 
 
-class _rotating:  # noqa: N801 - used as a function
+class _rotating:
     """Another process that rotates the keys of ``directory`` twenty times."""
 
     def __init__(self, directory: Path) -> None:

@@ -18,7 +18,9 @@ NEXT = {
 
 
 class Command(BaseCommand):
-    help = "Makes the key pairs that sign commands, boot plans and image versions, where they are missing; rotates them."
+    help = (
+        "Makes the key pairs that sign commands, boot plans and image versions, where they are missing; rotates them."
+    )
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:

@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('agents', '0009_campaigns_are_judged_anew'),
+        ('agents', '0007_campaigns_are_judged_anew'),
         ('fleet', '0011_enrolment_windows'),
         ('images', '0018_checked_versions'),
     ]
