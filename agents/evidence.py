@@ -8,7 +8,7 @@ from typing import Any
 from django.db import transaction
 from django.utils import timezone
 
-from agents import capturing, metrics
+from agents import capturing, metrics, telling
 from agents.daemon import protocol
 from agents.models import BootSession, Command, CommandStatus, HomeRestore, RestoreResult, Verb
 from fleet import audit
@@ -23,9 +23,11 @@ _MOST = 1 << 53
 @transaction.atomic
 def end(command: Command, status: CommandStatus, reason: str = "", result: Mapping[str, Any] | None = None) -> None:
     """Bring ``command`` to a terminal status; a cycle leaves its HomeRestore. Raises WrongState when it ended already."""
+    story, restore = telling.who(command), None
     move(command, status, finished_at=timezone.now(), reason=reason[:300], result=dict(result or {}))
     if command.verb == Verb.CYCLE and status in _RESTORES:
-        record_restore(command, _RESTORES[status], reason)
+        restore = record_restore(command, _RESTORES[status], reason)
+    telling.ended(story, command, restore)
     if command.verb == Verb.CAPTURE and status != CommandStatus.SUCCEEDED:
         capturing.discard(command)
 
@@ -92,6 +94,7 @@ def take_report(session: BootSession, report: Mapping[str, Any]) -> str:
                 at = timezone.now()
                 move(command, CommandStatus.ACCEPTED, accepted_at=at)
                 transaction.on_commit(partial(metrics.accepted, command, at))
+                transaction.on_commit(partial(telling.accepted, command))
             return (
                 ""
                 if command.status == CommandStatus.ACCEPTED
@@ -172,7 +175,7 @@ def new_boot(session: BootSession) -> None:
 def silence(session: BootSession, how: str) -> bool:
     """A session fell silent. True when that is what a power-down was to bring about."""
     command = (
-        Command.objects.select_related("order__site", "order__ordered_by", "client")
+        Command.objects.select_related("order__site", "order__ordered_by", "client", "session")
         .filter(session=session, verb=Verb.POWEROFF, status=CommandStatus.ACCEPTED)
         .first()
     )

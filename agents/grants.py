@@ -167,4 +167,4 @@ def _columns(process: str, model: type[models.Model], rights: Rights) -> Iterato
         assert known >= set(rights.update), f"{model._meta.label} has no {sorted(set(rights.update) - known)}"
     for field in model._meta.concrete_fields:
         if field.name not in barred and (rights.update == ALL or field.name in rights.update):
-            yield field.column
+            yield str(field.column)

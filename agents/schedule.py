@@ -15,12 +15,12 @@ from agents.evidence import end, silence
 from agents.models import BootSession, Command, CommandStatus, SessionStatus, Verb
 from agents.observing import locked, observe
 from agents.sending import connection
+from fleet.alive import GATEWAY_UP
 from fleet.exceptions import WrongState
 from fleet.models import Client, ClientState
 from fleet.transitions import move
 
 log = logging.getLogger(__name__)
-GATEWAY_UP = "fleet.gateway.up"  # Redis: since when (s since 1970) the gateway listens; gone soon after it
 
 
 def tick() -> None:

@@ -21,12 +21,13 @@ from django.db import transaction
 from django.db.models import F, QuerySet
 from django.utils import timezone
 
-from agents import caps, freezing, waking
+from agents import caps, freezing, telling, waking
 from agents.book import Book
 from agents.daemon import protocol
 from agents.models import BootSession, Command, CommandStatus, Order, SessionStatus, Verb
 from agents.power import relays
 from fleet import audit
+from fleet.exceptions import SiteError
 from fleet.models import Client
 from fleet.rows import update_rows
 from fleet.signing import Signer
@@ -46,6 +47,18 @@ def _signer() -> Signer:
 @cache
 def connection() -> redis.Redis:
     return redis.Redis.from_url(settings.REDIS_URL, socket_timeout=2, socket_connect_timeout=2)
+
+
+def state() -> dict[str, Any]:
+    """What the sender says of itself with each sign of life (``fleet.alive``): whether it could sign, and its ceiling."""
+    trouble = ""
+    try:
+        _signer()
+        with Book.at(settings.SENDER_BOOK):
+            pass
+    except SiteError as error:
+        trouble = str(error)
+    return {"trouble": trouble, "ceiling": settings.CEILING}
 
 
 def nudge(clients: Iterable[object]) -> None:
@@ -87,6 +100,7 @@ def _send_group(site: int, verb: str, waiting: QuerySet[Command]) -> int | None:
         if not ready:
             return 0
         _sign(verb, ready)
+    telling.signed(verb, (draft.order for draft in ready))
     nudge(draft.client for draft in ready)
     return len(ready)
 
@@ -120,24 +134,25 @@ def _prepare(verb: str, keys: Sequence[UUID]) -> list[Draft]:
     releases = Release.objects.select_related("home", "version").in_bulk({row[4] for row in sessions.values()} - {None})
     templates = dict[int, HomeTemplate]()
 
-    ready, hopeless = list[Draft](), defaultdict[tuple[CommandStatus, str], list[UUID]](list)
+    ready, hopeless = list[Draft](), defaultdict[tuple[CommandStatus, str], list[Draft]](list)
     now = timezone.now()
     for draft in drafts:
         if draft.expires_at <= now:
-            hopeless[CommandStatus.EXPIRED, "not sent in time"].append(draft.key)
+            hopeless[CommandStatus.EXPIRED, "not sent in time"].append(draft)
             continue
         if draft.client not in sessions:
-            hopeless[CommandStatus.FAILED, "the client is not connected"].append(draft.key)
+            hopeless[CommandStatus.FAILED, "the client is not connected"].append(draft)
             continue
         _, draft.session, boot, draft.protocol, release = sessions[draft.client]
         draft.boot, draft.sequence = str(boot), sequences[draft.client] + 1
         if why := _complete(draft, verb, orders[draft.order], releases.get(release), templates):
-            hopeless[CommandStatus.FAILED, why].append(draft.key)
+            hopeless[CommandStatus.FAILED, why].append(draft)
         else:
             ready.append(draft)
     for (status, why), ended in hopeless.items():
-        still = Command.objects.filter(pk__in=ended, status=CommandStatus.QUEUED)
+        still = Command.objects.filter(pk__in=[draft.key for draft in ended], status=CommandStatus.QUEUED)
         still.update(status=status, finished_at=now, reason=why)
+        telling.hopeless(status, why, (draft.order for draft in ended))
     # A number is used up here, also where the sender dies before it signs: no two envelopes of a client ever have the same.
     Client.objects.filter(pk__in=[draft.client for draft in ready]).update(sequence=F("sequence") + 1)
     _write_down(verb, ready, orders)

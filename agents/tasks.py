@@ -7,12 +7,14 @@ from celery import shared_task
 from agents import campaigning, schedule, sending, witnessing
 from agents.models import Command
 from agents.power import pressing
+from fleet import logs
 
 
 @shared_task
 def send_order(order: str) -> None:
-    sending.send(Command.objects.filter(order_id=order))
-    pressing.press_due()
+    with logs.about(order=order):
+        sending.send(Command.objects.filter(order_id=order))
+        pressing.press_due()
 
 
 @shared_task
@@ -35,7 +37,8 @@ def tick() -> None:
 
 @shared_task
 def step_campaign(campaign: str) -> None:
-    campaigning.go_on(UUID(campaign))
+    with logs.about(order=campaign):
+        campaigning.go_on(UUID(campaign))
 
 
 @shared_task

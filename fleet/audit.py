@@ -7,6 +7,7 @@ method, as HomeRestore) are sealed: their entry carries the SHA-256 of their con
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,8 +21,10 @@ from django.db.models import Exists, OuterRef
 from django.db.models.functions import Cast
 from django.utils import timezone
 
+from fleet import logs
 from fleet.models import AuditEntry, AuditHead, Site
 
+log = logging.getLogger(__name__)
 EVERYWHERE = "everywhere"
 CHUNK = 500
 Actor = AbstractBaseUser | AnonymousUser | str | None
@@ -101,7 +104,18 @@ def record(action: str, subject: models.Model | str, *, site: Site | None, actor
     entry.save(force_insert=True)
     head.sequence, head.digest = entry.sequence, entry.digest
     head.save(update_fields=["sequence", "digest"])
+    if not entry.subject_seal:  # who seals a row says more of it than could be said here
+        _tell(entry, subject)
     return entry
+
+
+def _tell(entry: AuditEntry, subject: models.Model | str) -> None:
+    """The same in the log of this process, where it stands beside what came of it; of a list only how long it is."""
+    short = {name: len(value) if isinstance(value, list) else value for name, value in entry.detail.items()}
+    plain = {name: value for name, value in short.items() if isinstance(value, str | int)}
+    which = {str(subject._meta.model_name): subject.pk} if isinstance(subject, models.Model) else {}
+    site = {"site": entry.site.slug} if entry.site else {}
+    logs.once_committed(log.info, "%s: %s by %s", entry.action, entry.subject, entry.actor, **site, **plain, **which)
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,12 @@ class Env:
             raise ImproperlyConfigured(f"{name}={number} is out of range: it must be {low} to {high}.")
         return number
 
+    def choice(self, name: str, default: str, choices: tuple[str, ...]) -> str:
+        value = self.text(name, default).strip().lower()
+        if value not in choices:
+            raise ImproperlyConfigured(f"{name}={value!r} is none of {', '.join(choices)}.")
+        return value
+
     def counts(self, name: str, default: dict[str, int]) -> dict[str, int]:
         """Whole numbers by name, as in ``restart=600,cycle=20000``; what is not named keeps its default, a strange name is refused."""
         counts = dict(default)

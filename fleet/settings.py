@@ -111,6 +111,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
 ]
 MIDDLEWARE = [
+    "fleet.logs.RequestIdMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "fleet.csp.ContentSecurityPolicyMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
@@ -252,10 +253,18 @@ SPECTACULAR_SETTINGS = {
     },
 }
 
+# --- logs (fleet/logs.py) -------------------------------------------------------------------------------------------
+LOG = env.choice("FLEET_LOG", "lines", ("lines", "json"))
+LOG_LEVEL = env.choice("FLEET_LOG_LEVEL", "info", ("debug", "info", "warning")).upper()
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(levelname)s %(name)s: %(message)s"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "root": {"handlers": ["console"], "level": "INFO"},
+    "formatters": {"lines": {"()": "fleet.logs.Lines"}, "json": {"()": "fleet.logs.Json"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": LOG}},
+    "root": {"handlers": ["console"], "level": "WARNING" if LOG_LEVEL == "WARNING" else "INFO"},
+    "loggers": {
+        **{app: {"level": LOG_LEVEL} for app in ("agents", "images", "fleet")},
+        # They bring handlers of their own, and would say everything in another form.
+        **{name: {"handlers": [], "propagate": True} for name in ("django", "uvicorn", "uvicorn.error")},
+    },
 }

@@ -13,7 +13,7 @@ from django.db import transaction
 from django.db.models import QuerySet
 
 from fleet import audit, signing
-from fleet.exceptions import Forbidden, WrongState
+from fleet.exceptions import Forbidden, SiteError, WrongState
 from fleet.roles import Right
 from images.builder.errors import BuildError
 from images.builder.manifest import Manifest
@@ -28,6 +28,15 @@ UNSIGNED = "it is not signed"
 def signer() -> signing.Signer:
     """The image key. SiteError when this process was not given it."""
     return signing.Signer.load(settings.IMAGE_KEY, "image")
+
+
+def state() -> dict[str, str]:
+    """What the worker of builds says of itself with each sign of life (``fleet.alive``): without the key every build is in vain."""
+    try:
+        signer()
+    except SiteError as error:
+        return {"trouble": str(error)}
+    return {}
 
 
 def signed(manifest: bytes) -> str:

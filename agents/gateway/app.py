@@ -21,7 +21,7 @@ from django.utils import timezone
 from prometheus_client import generate_latest
 from redis.exceptions import RedisError
 
-from agents import attendance, evidence, metrics, netboot, twins, writes
+from agents import attendance, evidence, metrics, netboot, telling, twins, writes
 from agents.daemon import protocol
 from agents.gateway import artefacts, captures
 from agents.gateway.database import Database
@@ -29,10 +29,10 @@ from agents.gateway.http import Answer, Bucket, Problem, Receive, Request, Scope
 from agents.gateway.parking import Attendant, Parking
 from agents.gateway.waker import Waker
 from agents.models import BootSession, Command, CommandStatus, SessionStatus, Verb
-from agents.schedule import GATEWAY_UP
 from agents.sending import CHANNEL
 from agents.signing import ids, public_keys
 from fleet import metrics as monitor
+from fleet.alive import GATEWAY_UP
 from fleet.exceptions import FleetError
 from fleet.models import token_hash
 from fleet.signify import signify
@@ -158,6 +158,7 @@ class Gateway:
         pause = min(SWEEP_S, settings.LOST_AFTER / 4)
         looked = timezone.now()
         while True:
+            telling.steps.flush()
             try:
                 self._keys = await asyncio.to_thread(_command_keys)
                 now = timezone.now()
@@ -469,4 +470,5 @@ def _envelopes(session: uuid.UUID, cursor: int) -> list[dict[str, str]]:
     commands = Command.objects.filter(session=session, status=CommandStatus.SENT, sequence__gt=cursor).order_by(
         "sequence"
     )
+    telling.delivered(commands)
     return [protocol.envelope(bytes(c.envelope), bytes(c.signature), c.key_id) for c in commands]

@@ -10,7 +10,7 @@ import redis
 from django.test import Client as Browser
 from pytest_django.fixtures import Settings
 
-from agents import revoking
+from agents import revoking, sending
 from agents.models import BootSession, CommandStatus, SessionStatus
 from agents.sending import CHANNEL
 from fleet.exceptions import Forbidden, WrongState
@@ -120,7 +120,7 @@ def test_a_parked_poll_ends_and_no_route_knows_the_bearer_any_more(
     session, visitor = room.running()
     visitor.park()
     if not redis_is_there:
-        revoking.connection.cache_clear()
+        sending.connection.cache_clear()
         settings.REDIS_URL = "redis://127.0.0.1:1/0"
     revoking.revoke(session, room.world.vera)
     answer = visitor.reply()

@@ -2,16 +2,18 @@ import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import redis
 from django.apps import apps
 from django.core.management.base import BaseCommand, CommandError
 from django.db.models import Max, Model, QuerySet
 from django.utils import timezone
 
-from fleet import audit, checkpoints
+from fleet import alive, audit, checkpoints
 from fleet.exceptions import FleetError
 from fleet.exports import WRITERS
 from fleet.models import AuditCheckpoint, AuditHead, Site
@@ -59,6 +61,9 @@ class Command(BaseCommand):
             faults = [*audit.verify(site), *checkpoints.faults(site, book)]
         except FleetError as error:
             raise CommandError(str(error)) from None
+        if site is None:
+            with suppress(redis.RedisError):  # for the monitor, who may be told another time
+                alive.say_audited(len(faults))
         for fault in faults:
             self.stdout.write(str(fault))
         newest = dict(AuditCheckpoint.objects.order_by().values_list("chain").annotate(Max("sequence")))
