@@ -1,24 +1,27 @@
-"""A site's campaigns: each with bars that move, and what people do with one that runs.
+"""A site's campaigns: all of them, a new one, each with bars that move, and what people do with one that runs.
 
 A script of ours says ``X-Requested-With: fetch`` and gets the part of the page that moves. Without one a link loads it anew.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.models import AnonymousUser, User
+from django.db import IntegrityError
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_POST, require_safe
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from agents import campaigns
+from agents import campaigns, targets
+from agents.board.asking import CampaignForm
 from agents.board.progress import read_progress
 from agents.board.views import may_operate, visible_site
 from agents.models import Campaign, CampaignStatus
+from agents.previewing import Preview, preview
 from agents.selecting import Selection
 from fleet.exceptions import Forbidden, OperatorError, WrongState
 from fleet.models import Site
@@ -36,6 +39,99 @@ _BUTTONS: dict[str, tuple[tuple[str, str], ...]] = {
     CampaignStatus.RUNNING: (("pause", "Pause"), ("stop", "Stop now")),
     CampaignStatus.PAUSED: (("resume", "Go on"), ("stop", "Stop now")),
 }
+_OWN = ("csrfmiddlewaretoken", "confirmed")  # fields that are not the campaign's
+RECENT = 20  # that have ended
+_MOST_NAMES, _MOST_WAVES = 40, 50
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@never_cache
+@login_required
+def all_of(request: HttpRequest, slug: str) -> HttpResponse:
+    """A site's campaigns and the form of a new one. POST tells what that would do; with ``confirmed`` it starts.
+
+    ``confirmed`` is the key that the campaign will have: whoever presses twice has started one. A POST without ``reason`` only brings PCs
+    that were chosen on the board. 400 for what does not fit, 403 without the right; both keep what was typed.
+    """
+    site = visible_site(request, slug)
+    if request.method != "POST":
+        return _list(request, site, CampaignForm(site))
+    form = CampaignForm(site, request.POST)
+    try:
+        if not may_operate(request, site):
+            raise Forbidden(f"You may not order anything at {site}.", hint="A volunteer of the site may.", site=site)
+        if "reason" not in request.POST:
+            return _list(request, site, form)
+        row = form.plan(person(request))
+        if "confirmed" not in request.POST:
+            return _list(request, site, form, preview(row))
+        return _start(request, site, row)
+    except OperatorError as error:
+        return _list(request, site, form, problem=error)
+
+
+def _start(request: HttpRequest, site: Site, row: Campaign) -> HttpResponse:
+    try:
+        key = UUID(request.POST["confirmed"])
+    except ValueError:
+        raise OperatorError("That is no key of a campaign.", hint="Look at it again, and start it then.") from None
+    if not Campaign.objects.filter(pk=key, order__site=site).exists():
+        row.order.pk = key
+        try:
+            campaigns.start(row, person(request))
+        except IntegrityError:  # it was pressed twice at the same moment
+            _campaign(site, key)
+        else:
+            messages.success(request, "It is started." if not row.order.beyond_cap else "It awaits its second person.")
+    return redirect("board-campaign", slug=site.slug, order=key)
+
+
+def _list(
+    request: HttpRequest,
+    site: Site,
+    form: CampaignForm,
+    look: Preview | None = None,
+    problem: OperatorError | None = None,
+) -> HttpResponse:
+    rows = Campaign.objects.filter(order__site=site).select_related("order__ordered_by")
+    known = [*rows.filter(ended_at=None), *rows.exclude(ended_at=None)[:RECENT]]
+    counts = targets.tallies(known)
+    context = {
+        "site": site,
+        "lines": [(row, Selection.from_json(row.selection), targets.told(counts.get(row.pk, {}))) for row in known],
+        "form": form,
+        "preview": look,
+        "said": [(name, value) for name, values in request.POST.lists() if name not in _OWN for value in values],
+        "key": uuid4(),
+        "problem": problem,
+        "may_operate": may_operate(request, site),
+    }
+    if look:
+        context |= {
+            "notes": [
+                (word, len(names), _some(names))
+                for word, names in (
+                    ("Not connected", look.offline),
+                    ("Busy", look.busy),
+                    ("Local hold", look.held),
+                    ("Somebody sits at", look.in_use),
+                )
+                if names
+            ],
+            "waves": [(wave.number, wave.size, _some(wave.names)) for wave in look.waves[:_MOST_WAVES]],
+            "more_waves": max(0, len(look.waves) - _MOST_WAVES),
+            "takes": _lasts(look.takes_s),
+        }
+    return render(request, "board/campaigns.html", context, status=status_of(problem))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
+
+
+def _lasts(seconds: int) -> str:
+    return f"{seconds} s" if seconds < 120 else f"{round(seconds / 60)} min"
 
 
 @require_safe

@@ -10,8 +10,9 @@ from django.test import Client as Visitor
 from agents import campaigns
 from agents.models import Campaign, CampaignStatus, CommandStatus, TargetStatus, WaveBy
 from fleet.models import Client
+from fleet.roles import Role
 from tests.agents.halls import accepts, ends, fates, leaves, make_hall, planned, started, stepped
-from tests.world import World
+from tests.world import World, member, person
 
 CAMPAIGNS = "/sites/clubroom/campaigns/"
 SCRIPT = {"X-Requested-With": "fetch"}
@@ -126,3 +127,104 @@ def test_nothing_is_done_without_a_token_nor_by_a_link(world: World, hall: dict[
     assert Visitor().get(page_of(campaign)).status_code == 302
     campaign.refresh_from_db()
     assert campaign.status == CampaignStatus.RUNNING
+
+
+def asked(**fields: Any) -> dict[str, Any]:
+    """The form as somebody fills it in; everything else is empty."""
+    return {"verb": "restart", "reason": "New version", **fields}
+
+
+def test_before_it_starts_people_see_what_it_would_do(world: World, hall: dict[str, Client]) -> None:
+    leaves(hall["A2"])
+    answer = as_(world.vera).post(
+        CAMPAIGNS, asked(rows=["A"], canary="1", wave_by="row", warn_s="60", text="Save your match", beyond_cap="on")
+    )
+    text = answer.content.decode()
+    assert answer.status_code == 200
+    assert "<b>3 PCs</b>, 2 of which would carry it out now" in text
+    assert "Not connected <b>1</b></dt><dd>A2</dd>" in text
+    assert "A second person has to approve it." in text
+    assert '<b>Wave 1</b> <span class="of">1 PC</span> A1' in text
+    assert 'name="text" value="Save your match"' in text
+    assert not Campaign.objects.exists()
+
+
+def test_confirmed_it_starts_once_however_often_it_is_pressed(world: World, hall: dict[str, Client]) -> None:
+    chosen = [str(hall["B1"].pk), str(hall["B2"].pk)]
+    key = str(uuid.uuid4())
+    form = asked(client=chosen, confirmed=key, warn_s="120", more="2", text="Two minutes", failed_percent="20")
+    for _ in range(2):
+        answer = as_(world.vera).post(CAMPAIGNS, form)
+        assert (answer.status_code, answer.headers["Location"]) == (302, f"{CAMPAIGNS}{key}/")
+    campaign = Campaign.objects.get()
+    assert str(campaign.pk) == key
+    assert campaign.selection == {"clients": chosen}
+    assert (campaign.failed_percent, campaign.share, campaign.success_percent) == (20, 100, 0)
+    assert campaign.order.args == {"warn_s": 120, "more": 2, "text": "Two minutes"}
+    assert (campaign.order.ordered_by, campaign.order.site) == (world.vera, world.clubroom)
+    assert set(fates(stepped(campaign))) == {"B1", "B2"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"reason": " "}, "Why?"),
+        ({"verb": "capture"}, "What"),
+        ({"rows": ["Z"]}, "Rows"),
+        ({"client": ["not-a-key"]}, "is no id of a client"),
+        ({"verb": "message"}, "There is no message."),
+        ({"more": "3"}, "A warning needs its time."),
+        ({"share": "20"}, "A share is for waves by share."),
+        ({"expires_at": "2020-01-01T10:00"}, "It cannot expire then."),
+        ({"spread_s": "many"}, "Spread of a wave"),
+        ({"confirmed": "yes"}, "no key of a campaign"),
+    ],
+)
+def test_what_does_not_fit_is_told_and_what_was_typed_stays(
+    world: World, hall: dict[str, Client], wrong: dict[str, Any], said: str
+) -> None:
+    answer = as_(world.vera).post(CAMPAIGNS, asked(**{"canary": "7", "judged_after": "2", **wrong}))
+    text = answer.content.decode()
+    assert answer.status_code == 400
+    assert said in text.partition("</p>")[0]
+    assert 'name="canary" value="7"' in text
+    assert not Campaign.objects.exists()
+
+
+def test_pcs_chosen_on_the_board_come_with_it(world: World, hall: dict[str, Client]) -> None:
+    text = as_(world.vera).post(CAMPAIGNS, {"client": str(hall["A3"].pk)}).content.decode()
+    assert "Of these PCs: <b>A3</b>" in text
+    assert 'role="alert" hidden' in text
+    stranger = make_hall(world.school, "S1")["S1"]
+    answer = as_(world.vera).post(CAMPAIGNS, asked(client=str(stranger.pk), confirmed=str(uuid.uuid4())))
+    assert answer.status_code == 400
+    assert "S1" not in answer.content.decode()
+    assert not Campaign.objects.exists()
+
+
+def test_who_may_not_order_sees_the_list_without_a_form(world: World, hall: dict[str, Client]) -> None:
+    campaign = started(world)
+    watcher = person("wanda")
+    member(watcher, world.clubroom, Role.VIEWER)
+    text = as_(watcher).get(CAMPAIGNS).content.decode()
+    assert page_of(campaign) in text
+    assert "New campaign" not in text
+    assert page_of(campaign, "stop") not in seen(watcher, campaign)
+    assert as_(watcher).post(CAMPAIGNS, asked(confirmed=str(uuid.uuid4()))).status_code == 403
+    assert as_(watcher).post(page_of(campaign, "stop")).status_code == 403
+    forced = as_(world.vera).post(CAMPAIGNS, asked(force="on", confirmed=str(uuid.uuid4())))
+    assert forced.status_code == 403
+    assert as_(world.mallory).get(CAMPAIGNS).status_code == 404
+    assert as_(world.mallory).post(CAMPAIGNS, asked()).status_code == 404
+    assert as_(world.vera, csrf=True).post(CAMPAIGNS, asked(confirmed=str(uuid.uuid4()))).status_code == 403
+    assert Campaign.objects.count() == 1
+
+
+def test_those_that_run_stand_before_those_that_have_ended(world: World, hall: dict[str, Client]) -> None:
+    first = started(world, reason="still running")
+    last = campaigns.start(planned(world, reason="long over"), world.vera)
+    campaigns.stop(last, world.vera)
+    stepped(last)
+    text = as_(world.vera).get(CAMPAIGNS).content.decode()
+    assert -1 < text.index(page_of(first)) < text.index(page_of(last))
+    assert "5 ordered" in text
