@@ -25,11 +25,10 @@ LONGEST_WARNING = timedelta(hours=2)  # an hour, and twelve times five minutes m
 @transaction.atomic
 def end(command: Command, status: CommandStatus, reason: str = "", result: Mapping[str, Any] | None = None) -> None:
     """Bring ``command`` to a terminal status; a cycle leaves its HomeRestore. Raises WrongState when it ended already."""
-    story, restore = telling.who(command), None
     move(command, status, finished_at=timezone.now(), reason=reason[:300], result=dict(result or {}))
     if command.verb == Verb.CYCLE and status in _RESTORES:
-        restore = record_restore(command, _RESTORES[status], reason)
-    telling.ended(story, command, restore)
+        record_restore(command, _RESTORES[status], reason)
+    telling.ended([command.pk])
     if command.verb == Verb.CAPTURE and status != CommandStatus.SUCCEEDED:
         capturing.discard(command)
 
@@ -96,7 +95,8 @@ def take_report(session: BootSession, report: Mapping[str, Any]) -> str:
                 at = timezone.now()
                 move(command, CommandStatus.ACCEPTED, accepted_at=at)
                 transaction.on_commit(partial(metrics.accepted, command, at))
-                transaction.on_commit(partial(telling.accepted, command))
+                step = telling.Step(command.order_id, command.pk, command.client_id)
+                transaction.on_commit(partial(telling.accepted, [step]))
             if command.status == CommandStatus.ACCEPTED and _time(report["result"].get("acts_at_ms")):
                 acts_at = datetime.fromtimestamp(report["result"]["acts_at_ms"] / 1000, UTC)
                 Command.objects.filter(pk=command.pk).update(acts_at=min(acts_at, timezone.now() + LONGEST_WARNING))
@@ -189,7 +189,7 @@ def new_boot(session: BootSession) -> None:
 def silence(session: BootSession, how: str) -> bool:
     """A session fell silent. True when that is what a power-down was to bring about."""
     command = (
-        Command.objects.select_related("order__site", "order__ordered_by", "client", "session")
+        Command.objects.select_related("order__site", "order__ordered_by", "client")
         .filter(session=session, verb=Verb.POWEROFF, status=CommandStatus.ACCEPTED)
         .first()
     )

@@ -486,5 +486,5 @@ def _envelopes(session: uuid.UUID, cursor: int) -> list[dict[str, str]]:
     commands = Command.objects.filter(session=session, status=CommandStatus.SENT, sequence__gt=cursor).order_by(
         "sequence"
     )
-    telling.delivered(commands)
+    telling.delivered(telling.Step(c.order_id, c.pk, c.client_id) for c in commands)
     return [protocol.envelope(bytes(c.envelope), bytes(c.signature), c.key_id) for c in commands]

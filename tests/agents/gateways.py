@@ -173,7 +173,9 @@ def daemon(plan: Mapping[str, str], server: str, before: str = "") -> Iterator[S
         (directory / "sessions").mkdir()
         uid = int(plan["uid"])
         (directory / "sessions" / "1").write_text(f"UID={uid}\nUSER=player\nSTATE=active\nCLASS=user\nTTY=\n")
-        service = start([sys.executable, "-c", before + _LOOP, place, server], directory / "log", {"PYTHONPATH": str(PROJECT)})
+        service = start(
+            [sys.executable, "-c", before + _LOOP, place, server], directory / "log", {"PYTHONPATH": str(PROJECT)}
+        )
         try:
             yield service
         finally:

@@ -15,7 +15,11 @@ CONTENTS = "command-00000000:" + "A" * 43 + "=\n"
 
 
 def main(places):
-    found = {"secrets": [], "wrote": [], "environment": sorted(name for name in os.environ if "KEY" in name or "BOOK" in name)}
+    found = {
+        "secrets": [],
+        "wrote": [],
+        "environment": sorted(name for name in os.environ if "KEY" in name or "BOOK" in name),
+    }
     for place in places:
         for directory, names, files in os.walk(place):
             for name in files:

@@ -299,9 +299,7 @@ def captured(room: Room, session: BootSession) -> Command:
 
 
 @pytest.mark.slow
-def test_a_daemon_obeys_nothing_that_was_not_signed_for_it(
-    room: Room, running: tuple[BootSession, Service]
-) -> None:
+def test_a_daemon_obeys_nothing_that_was_not_signed_for_it(room: Room, running: tuple[BootSession, Service]) -> None:
     """Each forgery reaches the daemon, which refuses it and lives on to obey the sender."""
     session, process = running
     genuine = captured(room, session)
@@ -354,7 +352,9 @@ def hall(world: World, keys: Path, settings: Settings) -> list[Client]:
 
 def order_all(world: World, clients: Sequence[Client], **fields: Any) -> None:
     """Rows as no service would write them."""
-    order = Order.objects.create(site=world.clubroom, verb=Verb.POWEROFF, reason="mine", ordered_by=world.vera, **fields)
+    order = Order.objects.create(
+        site=world.clubroom, verb=Verb.POWEROFF, reason="mine", ordered_by=world.vera, **fields
+    )
     life = timezone.now() + timedelta(days=1)
     Command.objects.filter(client__in=clients, status__in=Command.OPEN).update(status=CommandStatus.LOST)
     Command.objects.bulk_create(
