@@ -412,7 +412,12 @@ def test_what_is_ordered_under_a_harmless_name_is_counted_as_what_it_is(
     """An order for messages, of which many go at once, whose commands are power-downs; and the other way round."""
     signed: list[bytes] = []
     sign = Signer.sign
-    monkeypatch.setattr(Signer, "sign", lambda self, body: (signed.append(body), sign(self, body))[1])
+
+    def listening(self: Signer, body: bytes) -> bytes:
+        signed.append(body)
+        return sign(self, body)
+
+    monkeypatch.setattr(Signer, "sign", listening)
     order_all(world, hall)
     Order.objects.update(verb=Verb.MESSAGE, args={"text": "x", "seconds": 5})
     with contextlib.suppress(Exception):  # it may refuse what makes no sense
