@@ -250,7 +250,7 @@ class Agent:
             return
         if command.verb in (RESTART, POWEROFF):
             self.leave(command.verb)
-            self.report(command, protocol.FAILED, "Neither systemd nor the kernel carried it out.")
+            self.report(command, protocol.FAILED, "Neither the init nor the kernel carried it out.")
         elif command.verb == MESSAGE:
             shown = self.screen.show(command.args["text"], command.args["seconds"], self.session.logins().values())
             state = protocol.SUCCEEDED if shown else protocol.FAILED

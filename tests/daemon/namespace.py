@@ -18,7 +18,7 @@ from typing import Any, Self
 
 SOURCE = Path(__file__).resolve().parents[2] / "agents"
 UID = 61234  # of no real user
-# The first process: it makes the place and reaps orphans. All that a user may write to is fresh and empty.
+# It makes the place. All that a user may write to is fresh and empty.
 INIT = """
 set -e
 mount -t tmpfs -o mode=0755 run /run
@@ -29,6 +29,8 @@ for place in /tmp /var/tmp /dev/shm /home /var/mail /var/spool /var/lib; do moun
 mkdir -p /home/player /var/lib/systemd/linger
 mount -t cgroup2 own /sys/fs/cgroup
 mkdir -p /sys/fs/cgroup/system.slice/system-getty.slice /sys/fs/cgroup/user.slice/user-$2.slice
+"""
+REAPER = """
 echo ready >/run/ready
 exec /usr/bin/python3 -c 'import signal
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -49,6 +51,7 @@ class Namespace:
     """`with Namespace() as place:` — `place.python(code)` runs there, with the daemon importable as `agent.daemon`."""
 
     kinds: tuple[str, ...] = ("--mount", "--pid", "--ipc", "--cgroup")
+    first = REAPER  # what becomes its first process
 
     def __init__(self) -> None:
         assert os.geteuid() == 0, "The daemon's tests make namespaces: run them as root, or leave out -m root."
@@ -58,7 +61,7 @@ class Namespace:
     def __enter__(self) -> Self:
         self.cgroup.mkdir()
         enter = f"echo $$ >{self.cgroup}/cgroup.procs; exec unshare {' '.join(self.kinds)} --fork --kill-child=KILL --mount-proc"
-        script = ["sh", "-c", f'{enter} sh -c "$0" init "$@"', INIT, str(SOURCE), str(UID)]
+        script = ["sh", "-c", f'{enter} sh -c "$0" init "$@"', INIT + self.first, str(SOURCE), str(UID)]
         self.holder = subprocess.Popen(script, text=True)
         end = time.monotonic() + 10
         while not self.path("/run/ready").exists():
