@@ -1,6 +1,6 @@
 from django.urls import path
 
-from agents.board import campaigns, ordering, views
+from agents.board import campaigns, freezes, ordering, views
 
 urlpatterns = [
     path("", views.index, name="index"),
@@ -14,4 +14,6 @@ urlpatterns = [
     path("sites/<slug:slug>/campaigns/", campaigns.all_of, name="board-campaigns"),
     path("sites/<slug:slug>/campaigns/<uuid:order>/", campaigns.campaign, name="board-campaign"),
     path("sites/<slug:slug>/campaigns/<uuid:order>/<slug:what>", campaigns.act, name="board-campaign-act"),
+    path("sites/<slug:slug>/freeze", freezes.freeze, name="board-freeze"),
+    path("sites/<slug:slug>/freeze/lift", freezes.lift, name="board-lift"),
 ]

@@ -103,14 +103,12 @@ class CampaignForm(forms.Form):
         """The campaign that was described, not saved. Raises OperatorError, Forbidden as ``campaigns.plan``."""
         for name, messages in self.errors.items():
             raise OperatorError(f"{self.fields[name].label} {messages[0]}", hint="Change that, and try again.")
-        said: dict[str, Any] = dict(self.cleaned_data)
+        said = dict(self.cleaned_data)
         kinds = {kind: said.pop(kind) for kind in KINDS if kind in said}
+        args = {name: said.pop(name) for name in _ARGS}
+        how: dict[str, Any] = {name: None if value == "" else value for name, value in said.items()}
         return campaigns.plan(
-            self.site,
-            actor,
-            selection=Selection.from_json({**kinds, "clients": self.clients}),
-            args={name: said.pop(name) for name in _ARGS},
-            **dict[str, Any]({name: None if value == "" else value for name, value in said.items()}),
+            self.site, actor, selection=Selection.from_json({**kinds, "clients": self.clients}), args=args, **how
         )
 
     @property

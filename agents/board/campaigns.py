@@ -4,7 +4,6 @@ A script of ours says ``X-Requested-With: fetch`` and gets the part of the page 
 """
 
 from collections.abc import Callable, Sequence
-from http import HTTPStatus
 from uuid import UUID, uuid4
 
 from django.contrib import messages
@@ -19,13 +18,12 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from agents import campaigns, targets
 from agents.board.asking import CampaignForm
 from agents.board.progress import read_progress
-from agents.board.views import may_operate, visible_site
+from agents.board.visiting import may_operate, may_release, person, status_of, visible_site
 from agents.models import Campaign, CampaignStatus
 from agents.previewing import Preview, preview
 from agents.selecting import Selection
-from fleet.exceptions import Forbidden, OperatorError, WrongState
+from fleet.exceptions import Forbidden, OperatorError
 from fleet.models import Site
-from fleet.roles import Right
 
 ACTS: dict[str, tuple[str, Callable[[Campaign, User | AnonymousUser], object]]] = {
     "approve": ("It is approved.", campaigns.approve),
@@ -159,23 +157,6 @@ def act(request: HttpRequest, slug: str, order: UUID, what: str) -> HttpResponse
         return _page(request, site, _campaign(site, order), error)
     messages.success(request, said)
     return redirect("board-campaign", slug=site.slug, order=row.pk)
-
-
-def person(request: HttpRequest) -> User | AnonymousUser:
-    assert isinstance(request.user, User | AnonymousUser)
-    return request.user
-
-
-def status_of(error: OperatorError | None) -> HTTPStatus:
-    if error is None:
-        return HTTPStatus.OK
-    if isinstance(error, WrongState):
-        return HTTPStatus.CONFLICT
-    return HTTPStatus.FORBIDDEN if isinstance(error, Forbidden) else HTTPStatus.BAD_REQUEST
-
-
-def may_release(request: HttpRequest, site: Site) -> bool:
-    return Site.objects.visible_to(request.user, Right.RELEASE).filter(pk=site.pk).exists()
 
 
 def _campaign(site: Site, key: UUID) -> Campaign:

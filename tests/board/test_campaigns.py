@@ -7,8 +7,8 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client as Visitor
 
-from agents import campaigns
-from agents.models import Campaign, CampaignStatus, CommandStatus, TargetStatus, WaveBy
+from agents import campaigns, freezing
+from agents.models import Campaign, CampaignStatus, CommandStatus, Freeze, TargetStatus, WaveBy
 from fleet.models import Client
 from fleet.roles import Role
 from tests.agents.halls import accepts, ends, fates, leaves, make_hall, planned, started, stepped
@@ -228,3 +228,42 @@ def test_those_that_run_stand_before_those_that_have_ended(world: World, hall: d
     text = as_(world.vera).get(CAMPAIGNS).content.decode()
     assert -1 < text.index(page_of(first)) < text.index(page_of(last))
     assert "5 ordered" in text
+
+
+def test_a_freeze_stands_on_the_board_until_an_organiser_lifts_it(world: World) -> None:
+    board, freeze, lift = "/sites/clubroom/", "/sites/clubroom/freeze", "/sites/clubroom/freeze/lift"
+    assert as_(world.vera).post(freeze, {"reason": " "}).status_code == 400
+    assert as_(world.vera).post(lift).status_code == 409
+    assert as_(world.vera).post(freeze, {"reason": "<fire> alarm"}).status_code == 302
+    again = as_(world.vera).post(freeze, {"reason": "again"})
+    assert again.status_code == 409
+    assert "is frozen already" in again.content.decode()
+    text = as_(world.vera).get(board).content.decode()
+    assert "<b>Frozen: &lt;fire&gt; alarm</b> Nothing is signed. vera" in text
+    assert lift not in text
+    assert as_(world.vera).post(lift).status_code == 403
+    assert lift in as_(world.otto).get(board).content.decode()
+    assert as_(world.otto).post(lift).status_code == 302
+    assert as_(world.otto).post(lift).status_code == 409
+    assert "Frozen" not in as_(world.otto).get(board).content.decode()
+
+
+def test_nobody_freezes_elsewhere_without_the_right_or_by_a_link(world: World) -> None:
+    watcher = person("wanda")
+    member(watcher, world.clubroom, Role.VIEWER)
+    freeze = "/sites/clubroom/freeze"
+    assert freeze not in as_(watcher).get("/sites/clubroom/").content.decode()
+    assert as_(watcher).post(freeze, {"reason": "why not"}).status_code == 403
+    assert as_(world.mallory).post(freeze, {"reason": "why not"}).status_code == 404
+    assert as_(world.mallory).post(f"{freeze}/lift").status_code == 404
+    assert as_(world.vera, csrf=True).post(freeze, {"reason": "why not"}).status_code == 403
+    assert as_(world.vera).get(freeze).status_code == 405
+    assert freezing.standing(world.clubroom) is None
+
+
+def test_what_is_frozen_everywhere_is_lifted_elsewhere(world: World) -> None:
+    Freeze.objects.create(site=None, reason="the key is being changed")
+    text = as_(world.otto).get("/sites/clubroom/").content.decode()
+    assert "Frozen at all sites: the key is being changed" in text
+    assert "/freeze/lift" not in text
+    assert as_(world.otto).post("/sites/clubroom/freeze/lift").status_code == 409
