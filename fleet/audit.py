@@ -7,20 +7,21 @@ method, as HomeRestore) are sealed: their entry carries the SHA-256 of their con
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 from django.apps import apps
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
-from django.db import models, transaction
+from django.db import IntegrityError, models, transaction
 from django.db.models import Exists, OuterRef
 from django.db.models.functions import Cast
 from django.utils import timezone
 
 from fleet.models import AuditEntry, AuditHead, Site
+from fleet.rows import insert_rows
 
 EVERYWHERE = "everywhere"
 CHUNK = 500
@@ -64,36 +65,75 @@ def actor_name(actor: Actor) -> str:
     return actor.get_username() if actor is not None and actor.is_authenticated else "nobody"
 
 
-@transaction.atomic
-def record(action: str, subject: models.Model | str, *, site: Site | None, actor: Actor, **detail: Any) -> AuditEntry:
-    """Append an entry to the chain of ``site`` within the present transaction: it stands or falls with what it tells of.
+@dataclass(frozen=True)
+class Event:
+    """What one entry tells; ``detail`` is JSON: text, whole numbers, lists, dictionaries."""
 
-    ``detail`` is JSON: text, whole numbers, lists, dictionaries. The head row is the lock, so entries of a site are
-    written one after the other.
+    action: str
+    subject: models.Model | str
+    actor: Actor
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+def hold(site: Site | None) -> AuditHead:
+    """Be the one who writes into the chain of ``site`` until the present transaction ends.
+
+    For those who change many rows before they write down how many: whoever holds the chain may be about to change one of these.
     """
     chain = f"site-{site.pk}" if site else EVERYWHERE
     AuditHead.objects.get_or_create(chain=chain)
-    head = AuditHead.objects.select_for_update().get(chain=chain)
-    entry = AuditEntry(
-        chain=chain,
-        sequence=head.sequence + 1,
-        site=site,
-        at=timezone.now(),
-        actor=actor_name(actor)[:150],
-        action=action,
-        subject=str(subject)[:200],
-        detail=detail,
-        previous=head.digest,
-    )
-    if isinstance(subject, models.Model):
-        entry.subject_type, entry.subject_id = subject._meta.label, str(subject.pk)
-        if isinstance(subject, Sealed):
-            entry.subject_seal = _sha256(subject.sealed())
-    entry.digest = _digest(entry)
-    entry.save(force_insert=True)
-    head.sequence, head.digest = entry.sequence, entry.digest
+    return AuditHead.objects.select_for_update().get(chain=chain)
+
+
+def record(action: str, subject: models.Model | str, *, site: Site | None, actor: Actor, **detail: Any) -> AuditEntry:
+    """Append an entry to the chain of ``site`` within the present transaction: it stands or falls with what it tells of.
+
+    The head row is the lock, so entries of a site are written one after the other.
+    """
+    return record_many(site, [Event(action, subject, actor, detail)])[0]
+
+
+@transaction.atomic
+def record_many(site: Site | None, events: Sequence[Event]) -> list[AuditEntry]:
+    """Append an entry for each of ``events``, in this order; few statements however many there are.
+
+    Keys of the rows are known to the database alone, unless there is one.
+    """
+    head, now = hold(site), timezone.now()
+    entries = []
+    for event in events:
+        entry = AuditEntry(
+            chain=head.chain,
+            sequence=head.sequence + 1,
+            site=site,
+            at=now,
+            actor=actor_name(event.actor)[:150],
+            action=event.action,
+            subject=str(event.subject)[:200],
+            detail=event.detail,
+            previous=head.digest,
+        )
+        if isinstance(event.subject, models.Model):
+            entry.subject_type, entry.subject_id = event.subject._meta.label, str(event.subject.pk)
+            if isinstance(event.subject, Sealed):
+                entry.subject_seal = _sha256(event.subject.sealed())
+        entry.digest = _digest(entry)
+        head.sequence, head.digest = entry.sequence, entry.digest
+        entries.append(entry)
+    if len(entries) == 1:
+        entries[0].save(force_insert=True)
+    elif entries:
+        rows = ([getattr(entry, column) for column in _OWN] for entry in entries)
+        if insert_rows(AuditEntry(chain=head.chain, site=site, at=now), _OWN, rows) != len(entries):
+            raise IntegrityError(f"The chain {head.chain} has entries beyond its end.")
     head.save(update_fields=["sequence", "digest"])
-    return entry
+    return entries
+
+
+# What entries that are written together do not have in common.
+_OWN = (
+    "sequence", "actor", "action", "subject", "subject_type", "subject_id", "subject_seal", "detail", "previous", "digest",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
