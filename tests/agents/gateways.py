@@ -35,6 +35,7 @@ class Gateway:
             "FLEET_STORE": str(self.store),
             "FLEET_DATA": str(directory),
             "FLEET_POLL_SPREAD": "0",
+            "FLEET_WAKE_BROADCAST": "",  # no test's packet leaves this host
             **{f"FLEET_{name.upper()}": str(value) for name, value in settings.items()},
         }
         self.start()
