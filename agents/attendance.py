@@ -1,28 +1,28 @@
 """Sessions of daemons: opened, seen, closed. What the gateway writes about who is there."""
 
 import ipaddress
-import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from agents import holds, judging
 from agents.daemon import protocol
-from agents.evidence import silence
+from agents.evidence import silences
 from agents.models import BootSession, SessionStatus
-from agents.observing import locked, observe
+from agents.observing import locked, locked_all, observe, observe_all
 from fleet.exceptions import WrongState
 from fleet.models import Client, ClientState
-from fleet.transitions import move
+from fleet.rows import update_rows
 
-log = logging.getLogger(__name__)
+MOST = 1000  # sessions in one statement
 _STATES = {
     protocol.BOOTING: ClientState.BOOTING,
     protocol.READY: ClientState.READY,
@@ -87,33 +87,90 @@ def _is_network(value: object) -> bool:
         return False
 
 
-@transaction.atomic
+class Known(NamedTuple):
+    """A session, as its bearer shows it."""
+
+    pk: UUID
+    client_id: UUID
+    status: str
+    command_keys: str
+
+
+def sessions_by(bearers: Sequence[str]) -> list[Known | None]:
+    """The sessions of bearers, which are told by their hashes."""
+    rows = BootSession.objects.filter(bearer_digest__in=bearers).order_by()
+    known = {row[0]: Known(*row[1:]) for row in rows.values_list("bearer_digest", *Known._fields)}
+    return [known.get(bearer) for bearer in bearers]
+
+
+def told_keys(session: UUID) -> str:
+    """The ids of the command keys that the daemon of a session was told last."""
+    return BootSession.objects.values_list("command_keys", flat=True).get(pk=session)
+
+
+def session_of(bearer: str) -> BootSession:
+    """All of one that is known."""
+    return BootSession.objects.select_related("client__site").get(bearer_digest=bearer)
+
+
+class Opening(NamedTuple):
+    """A daemon is up. ``speaks`` is its protocol, ``command_keys`` the ids of the keys that it is told now."""
+
+    session: UUID
+    client: UUID
+    boot_id: str
+    facts: Mapping[str, Any]
+    speaks: int = 1
+    command_keys: str = ""
+
+
 def open_session(
     session: BootSession, boot_id: str, facts: Mapping[str, Any], *, speaks: int = 1, command_keys: str = ""
 ) -> None:
-    """The daemon is up. Raises WrongState for a session that was superseded or revoked, or opened by another boot.
+    """The daemon is up. Raises WrongState for a session that was superseded or revoked, or opened by another boot."""
+    (error,) = open_sessions([Opening(session.pk, session.client_id, boot_id, facts, speaks, command_keys)])
+    if error is not None:
+        raise error
 
-    ``speaks`` is its protocol, ``command_keys`` the ids of the keys that it is told now.
-    """
-    client = locked(session.client_id)
-    session.refresh_from_db()
-    if str(session.boot_id) != boot_id:
-        raise WrongState(f"The {session} is another boot's.")
-    if session.opened_at is None:
-        holds.forget(client.pk)
-    move(
-        session,
-        SessionStatus.OPEN,
-        opened_at=session.opened_at or timezone.now(),
-        facts=dict(facts),
-        protocol=speaks,
-        command_keys=command_keys or session.command_keys,
-        last_seen=timezone.now(),
-    )
-    if network := facts.get("network"):  # an old daemon says none
-        Client.objects.filter(pk=client.pk).update(network=network)
-    if client.state != ClientState.CYCLING:
-        observe(client, ClientState.BOOTING if client.state == ClientState.BOOTING else ClientState.READY, trouble="")
+
+@transaction.atomic
+def open_sessions(openings: Sequence[Opening]) -> list[WrongState | None]:
+    """The daemons are up; the WrongState of each session that was superseded or revoked, or opened by another boot."""
+    states = locked_all({opening.client for opening in openings})
+    rows = BootSession.objects.filter(pk__in=[opening.session for opening in openings]).order_by()
+    before = {row[0]: row[1:] for row in rows.values_list("pk", "boot_id", "status", "opened_at", "command_keys")}
+    now = timezone.now()
+    opened: dict[UUID, Opening] = {}
+    outcomes: list[WrongState | None] = []
+    for opening in openings:
+        boot_id, status, *_ = before[opening.session]
+        wrong = str(boot_id) != opening.boot_id or status not in BootSession.TRANSITIONS[SessionStatus.OPEN]
+        outcomes.append(_not_opened(opening) if wrong else None)
+        if not wrong:
+            opened[opening.session] = opening
+    holds.forget(opening.client for opening in opened.values() if before[opening.session][2] is None)
+    changes = []
+    for pk, opening in opened.items():
+        *_, opened_at, command_keys = before[pk]
+        keys = opening.command_keys or command_keys
+        changes.append((pk, SessionStatus.OPEN, opened_at or now, dict(opening.facts), opening.speaks, keys, now))
+    columns = ["status", "opened_at", "facts", "protocol", "command_keys", "last_seen"]
+    update_rows(BootSession, columns, changes)
+    for network, those in _by(lambda one: one.facts.get("network"), opened.values()).items():
+        if network:  # an old daemon says none
+            moved = Client.objects.filter(pk__in=[one.client for one in those]).exclude(network=network)
+            moved.update(network=network)
+    for shown, clients in _by(lambda client: states[client], {one.client for one in opened.values()}).items():
+        if shown != ClientState.CYCLING:
+            observe_all(clients, shown if shown == ClientState.BOOTING else ClientState.READY, trouble="")
+    return outcomes
+
+
+def _not_opened(opening: Opening) -> WrongState:
+    session = BootSession.objects.select_related("client").get(pk=opening.session)
+    if str(session.boot_id) != opening.boot_id:
+        return WrongState(f"The {session} is another boot's.")
+    return WrongState(f"The {session} cannot be opened: it is {session.get_status_display().lower()}.")
 
 
 @transaction.atomic
@@ -127,32 +184,75 @@ def refuse_old(session: BootSession, speaks: int) -> str:
     return why
 
 
-@transaction.atomic
+class Says(NamedTuple):
+    """A daemon says in what state its client is."""
+
+    session: UUID
+    client: UUID
+    state: str
+
+
 def says_state(session_id: UUID, state: str) -> None:
     """The daemon says in what state its client is. A session that counted as lost is open again: it was late."""
-    session = BootSession.objects.select_related("release").get(pk=session_id)
-    client = locked(session.client_id)  # or the clock, which calls it lost at this moment, would have the last word
-    session.refresh_from_db()
-    if session.status == SessionStatus.LOST:
-        move(session, SessionStatus.OPEN, last_seen=timezone.now(), ended_at=None)
-    if session.status == SessionStatus.OPEN:
-        observe(client, _STATES[state])
-        if state in (protocol.READY, protocol.IN_USE):
-            judging.ready(session)
+    client = BootSession.objects.values_list("client_id", flat=True).get(pk=session_id)
+    say_states([Says(session_id, client, state)])
 
 
 @transaction.atomic
+def say_states(words: Sequence[Says]) -> list[None]:
+    """The same of many; what a daemon said last is what is shown."""
+    last = {word.session: word for word in words}
+    locked_all(
+        {word.client for word in words}
+    )  # or the clock, which calls one lost at this moment, would have the last word
+    sessions = BootSession.objects.filter(pk__in=last).order_by()
+    now = timezone.now()
+    sessions.filter(status=SessionStatus.LOST).update(status=SessionStatus.OPEN, last_seen=now, ended_at=None)
+    is_open = set(sessions.filter(status=SessionStatus.OPEN).values_list("pk", flat=True))
+    said = [word for session, word in last.items() if session in is_open]
+    for state, those in _by(lambda word: word.state, said).items():
+        observe_all([word.client for word in those], _STATES[state])
+    up = (protocol.READY, protocol.IN_USE)
+    judging.ready({word.session for word in words if word.state in up and word.session in is_open})
+    return [None] * len(words)
+
+
+class Bye(NamedTuple):
+    session: UUID
+    client: UUID
+
+
 def close_session(session: BootSession) -> None:
     """The system goes down and says so."""
-    client = locked(session.client_id)
-    session.refresh_from_db()
-    if session.status in (*BootSession.LIVE, SessionStatus.LOST):
-        move(session, SessionStatus.CLOSED, ended_at=timezone.now())
-        silence(session, "the client said that it goes down")
-        observe(client, ClientState.OFF)
+    close_sessions([Bye(session.pk, session.client_id)])
 
 
-@dataclass(frozen=True)
+@transaction.atomic
+def close_sessions(byes: Sequence[Bye]) -> list[None]:
+    """The same of many."""
+    locked_all({bye.client for bye in byes})
+    alive = BootSession.objects.filter(
+        pk__in=[bye.session for bye in byes], status__in=BootSession.TRANSITIONS[SessionStatus.CLOSED]
+    ).order_by()
+    ended = dict(alive.values_list("pk", "client_id"))
+    BootSession.objects.filter(pk__in=ended).update(status=SessionStatus.CLOSED, ended_at=timezone.now())
+    silences(ended, "the client said that it goes down")
+    observe_all(ended.values(), ClientState.OFF)
+    return [None] * len(byes)
+
+
+T = TypeVar("T")
+K = TypeVar("K")
+
+
+def _by(kind: Callable[[T], K], members: Iterable[T]) -> dict[K, list[T]]:
+    groups: dict[K, list[T]] = {}
+    for member in members:
+        groups.setdefault(kind(member), []).append(member)
+    return groups
+
+
+@dataclass(frozen=True, slots=True)
 class Said:
     """What a daemon said last ("" as long as it only opened its session), and when."""
 
@@ -166,19 +266,26 @@ def seen(present: Mapping[UUID, Said]) -> None:
     That is so after a session counted as lost and came late, and where somebody asked for a boot script with the MAC of a
     client that runs. What was observed after the daemon spoke stays: the client may well have been reset.
     """
-    now = timezone.now()
-    ids = list(present)
-    for start in range(0, len(ids), 500):
-        part = BootSession.objects.filter(pk__in=ids[start : start + 500])
-        part.update(last_seen=now)
-        late = part.filter(status=SessionStatus.LOST).values_list("pk", flat=True)
-        wrong = [*late]
-        for state, shown in _STATES.items():
-            said = [session for session in ids[start : start + 500] if present[session].state == state]
-            other = part.filter(pk__in=said, status=SessionStatus.OPEN).exclude(client__state=shown)
-            wrong += [pk for pk, since in other.values_list("pk", "client__since") if since <= present[pk].at]
-        for session in wrong:
-            try:
-                says_state(session, present[session].state or protocol.READY)
-            except WrongState as error:
-                log.info("%s", error)
+    ids = sorted(present)
+    parts = [ids[start : start + MOST] for start in range(0, len(ids), MOST)]
+    # First what locks clients: the clock, too, locks them before it looks at their sessions.
+    for part in parts:
+        rows = BootSession.objects.filter(_otherwise(part, present), pk__in=part).order_by()
+        wrong = [
+            Says(session, client, present[session].state or protocol.READY)
+            for session, client, status, since in rows.values_list("pk", "client_id", "status", "client__since")
+            if status == SessionStatus.LOST or since <= present[session].at
+        ]
+        if wrong:
+            say_states(wrong)
+    for part in parts:
+        BootSession.objects.filter(pk__in=part).update(last_seen=timezone.now())
+
+
+def _otherwise(sessions: Sequence[UUID], present: Mapping[UUID, Said]) -> Q:
+    """Those that are shown in another state than their daemon said, or as lost."""
+    lost = Q(status=SessionStatus.LOST)
+    for state, those in _by(lambda session: present[session].state, sessions).items():
+        if state in _STATES:
+            lost |= Q(pk__in=those, status=SessionStatus.OPEN) & ~Q(client__state=_STATES[state])
+    return lost

@@ -1,141 +1,214 @@
-"""How commands end: by evidence. Reports of the daemon, a new boot, silence, or too much time."""
+"""How commands end: by evidence. Reports of the daemon, a new boot, silence, or too much time.
+
+What thousands tell at once is judged together: their commands are locked in the order of their keys, each is judged by itself, and what
+follows is written with a handful of statements. The end of the audit chain is locked last.
+"""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import UUID
 
 from django.db import transaction
 from django.utils import timezone
 
-from agents import capturing, metrics, telling
+from agents import capturing, metrics, restoring, stories, telling
 from agents.daemon import protocol
-from agents.models import BootSession, Command, CommandStatus, HomeRestore, RestoreResult, Verb
+from agents.models import BootSession, Command, CommandStatus, Verb
 from fleet import audit
 from fleet.exceptions import WrongState
+from fleet.models import Client
+from fleet.rows import update_rows
 from fleet.transitions import move
 
 _HEX = re.compile(r"[0-9a-f]{64}|").fullmatch
-_PHASES = ("kill", "unmount", "restore", "verify", "login", "total")
 _MOST = 1 << 53
 LONGEST_WARNING = timedelta(hours=2)  # an hour, and twelve times five minutes more
+_UNDER_WAY = (CommandStatus.SENT, CommandStatus.ACCEPTED)
+
+
+class End(NamedTuple):
+    """How a command ends."""
+
+    status: CommandStatus
+    reason: str
+    result: dict[str, Any]
 
 
 @transaction.atomic
 def end(command: Command, status: CommandStatus, reason: str = "", result: Mapping[str, Any] | None = None) -> None:
     """Bring ``command`` to a terminal status; a cycle leaves its HomeRestore. Raises WrongState when it ended already."""
-    move(command, status, finished_at=timezone.now(), reason=reason[:300], result=dict(result or {}))
-    if command.verb == Verb.CYCLE and status in _RESTORES:
-        record_restore(command, _RESTORES[status], reason)
-    telling.ended([command.pk])
-    if command.verb == Verb.CAPTURE and status != CommandStatus.SUCCEEDED:
-        capturing.discard(command)
+    how = End(status, reason[:300], dict(result or {}))
+    move(command, status, finished_at=timezone.now(), reason=how.reason, result=how.result)
+    _follow({command.pk: how})
 
 
-_RESTORES = {
-    CommandStatus.SUCCEEDED: RestoreResult.RESTORED,
-    CommandStatus.FAILED: RestoreResult.FAILED,
-    CommandStatus.REFUSED: RestoreResult.REFUSED,
-    CommandStatus.LOST: RestoreResult.LOST,
-}
+def _end_all(ends: Mapping[UUID, End]) -> None:
+    """The same of many. The caller has locked them, and seen that they may go there."""
+    now = timezone.now()
+    rows = ((pk, how.status, now, how.reason[:300], how.result) for pk, how in ends.items())
+    update_rows(Command, ["status", "finished_at", "reason", "result"], rows)
+    _follow(ends)
 
 
-def record_restore(command: Command, outcome: RestoreResult, explanation: str) -> HomeRestore:
-    """Write down a restore and seal it into the site's chain, within the present transaction."""
-    order, client, result = command.order, command.client, command.result
-    client_class = command.session.client_class if command.session else client.client_class
-    phases = result.get("phases_ms", {})
-    restore = HomeRestore.objects.create(
-        site=order.site,
-        client=client,
-        command=command,
-        at=timezone.now(),
-        client_name=str(client)[:100],
-        class_name=str(client_class or ""),
-        asked_by=audit.actor_name(order.ordered_by),
-        reason=order.reason,
-        result=outcome,
-        explanation=explanation[:300],
-        template=result.get("template", ""),
-        expected=command.args.get("home_digest", ""),
-        before=result.get("before", ""),
-        after=result.get("after", ""),
-        files=result.get("files"),
-        bytes=result.get("bytes"),
-        killed=result.get("killed"),
-        phases_ms={name: phases[name] for name in _PHASES if name in phases},
-    )
-    transaction.on_commit(partial(metrics.restored, restore))
-    audit.record("restore", restore, site=order.site, actor=order.ordered_by, result=outcome.value, order=str(order.pk))
-    return restore
+def _follow(ends: Mapping[UUID, End]) -> None:
+    """What else it means that commands have ended."""
+    if not ends:
+        return
+    told = stories.of(ends)
+    cycles = [story for story in told if story.verb == Verb.CYCLE and story.status in restoring.RESULTS]
+    restores = restoring.record(cycles, {pk: how.result for pk, how in ends.items()})
+    telling.ended((story, restores.get(story.pk)) for story in told)
+    for story in told:
+        if story.verb == Verb.CAPTURE and story.status != CommandStatus.SUCCEEDED:
+            capturing.discard(Command(pk=story.pk))
+
+
+# --- reports -----------------------------------------------------------------------------------------------------
+
+
+class Told(NamedTuple):
+    """What the daemon of a client told at once: reports in the form of docs/protocol.md, checked by the caller."""
+
+    client: UUID
+    reports: Sequence[Mapping[str, Any]]
+
+
+@dataclass(slots=True)
+class _Standing:
+    """A command as it is in the middle of being told of."""
+
+    client: UUID
+    verb: str
+    status: str
+    order: UUID
+    session: UUID | None
+    sent_at: datetime | None
+    args: dict[str, Any]
+    ends: End | None = None
 
 
 def take_report(session: BootSession, report: Mapping[str, Any]) -> str:
-    """Apply one report of ``session``'s client; "" when taken, else why not. Taking one twice changes nothing.
+    """Apply one report of ``session``'s client; "" when taken, else why not. Taking one twice changes nothing."""
+    return take_reports([Told(session.client_id, [report])])[0][0]
 
-    ``report`` has the form of docs/protocol.md, checked by the caller. A command of another client is not touched.
-    """
-    command = (
-        Command.objects.select_related("order__site", "order__ordered_by", "client", "session__client_class")
-        .filter(pk=report["command"])
-        .first()
-    )
-    if command is None or command.client_id != session.client_id:
-        audit.record(
-            "report.rejected", session.client, site=session.client.site, actor="gateway", command=str(report["command"])
-        )
-        return "not a command of this client"
-    if command.status == CommandStatus.QUEUED:
-        return "the command was not sent yet"
-    state, reason = report["state"], report["reason"]
-    try:
-        if state == protocol.ACCEPTED:
-            if command.status == CommandStatus.SENT:
-                at = timezone.now()
-                move(command, CommandStatus.ACCEPTED, accepted_at=at)
-                transaction.on_commit(partial(metrics.accepted, command, at))
-                step = telling.Step(command.order_id, command.pk, command.client_id)
-                transaction.on_commit(partial(telling.accepted, [step]))
+
+@transaction.atomic
+def take_reports(told: Sequence[Told]) -> list[list[str]]:
+    """Apply the reports of many clients; for each "" when taken, else why not. A command of another client is not touched."""
+    keys = {UUID(report["command"]) for one in told for report in one.reports}
+    rows = Command.objects.select_for_update(no_key=True).filter(pk__in=keys).order_by("pk")
+    standing = {
+        row[0]: _Standing(*row[1:])
+        for row in rows.values_list("pk", "client", "verb", "status", "order", "session", "sent_at", "args")
+    }
+    accepted: list[UUID] = []
+    acting: dict[UUID, datetime] = {}
+    strange: list[tuple[UUID, str]] = []
+    answers: list[list[str]] = []
+    for client, reports in told:
+        answers.append([])
+        for report in reports:
+            key = UUID(report["command"])
+            command = standing.get(key)
+            if command is None or command.client != client:
+                strange.append((client, str(key)))
+                answers[-1].append("not a command of this client")
+                continue
+            was = command.status
+            answers[-1].append(_take(key, command, report))
+            if was == CommandStatus.SENT and command.status == CommandStatus.ACCEPTED:
+                accepted.append(key)
             if command.status == CommandStatus.ACCEPTED and _time(report["result"].get("acts_at_ms")):
                 acts_at = datetime.fromtimestamp(report["result"]["acts_at_ms"] / 1000, UTC)
-                Command.objects.filter(pk=command.pk).update(acts_at=min(acts_at, timezone.now() + LONGEST_WARNING))
-            return (
-                ""
-                if command.status == CommandStatus.ACCEPTED
-                else f"the command is {command.get_status_display().lower()}"
-            )
-        if command.status not in Command.OPEN:
+                acting[key] = min(acts_at, timezone.now() + LONGEST_WARNING)
+    _accept(accepted, standing)
+    update_rows(Command, ["acts_at"], acting.items())
+    _end_all({key: command.ends for key, command in standing.items() if command.ends})
+    _write_down(strange)
+    return answers
+
+
+def _take(key: UUID, command: _Standing, report: Mapping[str, Any]) -> str:
+    """What a report of its own client makes of a command; "" when taken, else why not."""
+    if command.status == CommandStatus.QUEUED:
+        return "the command was not sent yet"
+    state = report["state"]
+    if state == protocol.ACCEPTED:
+        if command.status == CommandStatus.SENT:
+            command.status = CommandStatus.ACCEPTED
+        if command.status == CommandStatus.ACCEPTED:
             return ""
-        if state == protocol.REFUSED:
-            end(command, CommandStatus.REFUSED, reason)
-        elif state == protocol.FAILED:
-            end(command, CommandStatus.FAILED, reason or "the client could not do it", clean_result(report["result"]))
-        elif command.verb == Verb.CYCLE:
-            _judge_cycle(command, clean_result(report["result"]))
-        elif command.verb == Verb.CAPTURE:
-            with transaction.atomic():
-                end(command, *capturing.judge(command, report["result"]))
-        elif command.verb == Verb.MESSAGE:
-            shown = report["result"].get("shown")
-            known = {"shown": shown} if isinstance(shown, str) and len(shown) <= 100 and shown.isprintable() else {}
-            end(command, CommandStatus.SUCCEEDED, "it was on the screen", known)
-        elif command.verb == Verb.RELAY:
-            sent = report["result"].get("sent")
-            end(command, CommandStatus.SUCCEEDED, "wake packets sent", {"sent": sent} if _count(sent) else {})
-        else:
-            return "that is proven by a new boot or by silence, not by a word"
+        return f"the command is {CommandStatus(command.status).label.lower()}"
+    if command.status not in Command.OPEN:
+        return ""
+    try:
+        how = _ended(key, command, report)
     except WrongState as error:
         return str(error)
+    if how is None:
+        return "that is proven by a new boot or by silence, not by a word"
+    command.status, command.ends = how.status, how
     return ""
 
 
-def _judge_cycle(command: Command, result: dict[str, Any]) -> None:
+def _ended(key: UUID, command: _Standing, report: Mapping[str, Any]) -> End | None:
+    """How a command ends by the word of its client; None where that is no proof."""
+    state, reason = report["state"], report["reason"]
+    if state == protocol.REFUSED:
+        return End(CommandStatus.REFUSED, reason, {})
+    if state == protocol.FAILED:
+        return End(CommandStatus.FAILED, reason or "the client could not do it", clean_result(report["result"]))
+    if command.verb == Verb.CYCLE:
+        return _judge_cycle(command.args["home_digest"], clean_result(report["result"]))
+    if command.verb == Verb.CAPTURE:
+        with transaction.atomic():
+            return End(*capturing.judge(_whole(key), report["result"]))
+    if command.verb == Verb.MESSAGE:
+        shown = report["result"].get("shown")
+        known = {"shown": shown} if isinstance(shown, str) and len(shown) <= 100 and shown.isprintable() else {}
+        return End(CommandStatus.SUCCEEDED, "it was on the screen", known)
+    if command.verb == Verb.RELAY:
+        sent = report["result"].get("sent")
+        return End(CommandStatus.SUCCEEDED, "wake packets sent", {"sent": sent} if _count(sent) else {})
+    return None
+
+
+def _judge_cycle(home_digest: str, result: dict[str, Any]) -> End:
     """A cycle has succeeded when the digest measured on the client is the one the server knows of the template."""
-    if result.get("after") == command.args["home_digest"]:
-        end(command, CommandStatus.SUCCEEDED, "the home is as its template", result)
-    else:
-        end(command, CommandStatus.FAILED, "the restored home has another digest than its template", result)
+    if result.get("after") == home_digest:
+        return End(CommandStatus.SUCCEEDED, "the home is as its template", result)
+    return End(CommandStatus.FAILED, "the restored home has another digest than its template", result)
+
+
+def _whole(key: UUID) -> Command:
+    rows = Command.objects.select_related("order__site", "order__ordered_by", "client", "session__client_class")
+    return rows.get(pk=key)
+
+
+def _accept(keys: Sequence[UUID], standing: Mapping[UUID, _Standing]) -> None:
+    if not keys:
+        return
+    at = timezone.now()
+    Command.objects.filter(pk__in=keys, status=CommandStatus.SENT).update(status=CommandStatus.ACCEPTED, accepted_at=at)
+    commands = [(key, standing[key]) for key in keys]
+    steps = [telling.Step(command.order, key, command.client, command.session) for key, command in commands]
+    transaction.on_commit(partial(metrics.accepted, [(command.verb, command.sent_at) for _, command in commands], at))
+    transaction.on_commit(partial(telling.accepted, steps))
+
+
+def _write_down(strange: Sequence[tuple[UUID, str]]) -> None:
+    """Reports of what is not theirs."""
+    clients = Client.objects.select_related("site").in_bulk({client for client, _ in strange})
+    events: dict[Any, list[audit.Event]] = {}
+    for client, command in strange:
+        event = audit.Event("report.rejected", clients[client], "gateway", {"command": command})
+        events.setdefault(clients[client].site, []).append(event)
+    for site, rejected in events.items():
+        audit.record_many(site, rejected)
 
 
 def clean_result(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,7 +221,7 @@ def clean_result(result: Mapping[str, Any]) -> dict[str, Any]:
     }
     clean |= {key: result[key] for key in ("files", "bytes", "killed") if _count(result.get(key))}
     clean["phases_ms"] = {
-        name: phases[name] for name in _PHASES if isinstance(phases, dict) and _count(phases.get(name))
+        name: phases[name] for name in restoring.PHASES if isinstance(phases, dict) and _count(phases.get(name))
     }
     session = result.get("session")
     if isinstance(session, str) and re.fullmatch(r"[0-9A-Za-z]{1,20}", session):
@@ -165,35 +238,56 @@ def _count(value: object) -> bool:
     return type(value) is int and 0 <= value < _MOST
 
 
-def new_boot(session: BootSession) -> None:
-    """A boot began: what it says of the commands of the boot before."""
-    commands = Command.objects.select_related("order__site", "order__ordered_by", "client", "session__client_class")
-    for command in commands.filter(client=session.client, status__in=[CommandStatus.SENT, CommandStatus.ACCEPTED]):
-        if command.verb == Verb.WAKE:
-            end(command, CommandStatus.SUCCEEDED, f"booted: {session.boot_id}", {"boot": str(session.boot_id)})
-            continue
-        if command.session is None or command.session.boot_id == session.boot_id:
-            continue
-        if command.status == CommandStatus.SENT:
-            end(command, CommandStatus.EXPIRED, "the client booted anew before it accepted")
-        elif command.verb == Verb.CYCLE:
-            end(command, CommandStatus.FAILED, "the client booted anew in the middle of the cycle")
-        elif command.verb == Verb.CAPTURE:
-            end(command, CommandStatus.FAILED, "the client booted anew in the middle of the capture")
-        elif command.verb == Verb.RELAY:
-            end(command, CommandStatus.FAILED, "the client booted anew before it said that it sent the packets")
-        else:
-            end(command, CommandStatus.SUCCEEDED, f"booted anew: {session.boot_id}")
+# --- a new boot, and silence -------------------------------------------------------------------------------------
+
+
+class Boot(NamedTuple):
+    client: UUID
+    boot_id: UUID
+
+
+@transaction.atomic
+def new_boots(boots: Iterable[Boot]) -> None:
+    """Boots began: what they say of the commands of the boots before. One of each client."""
+    began = {boot.client: boot.boot_id for boot in boots}
+    commands = Command.objects.select_for_update(of=("self",), no_key=True).filter(
+        client__in=began, status__in=_UNDER_WAY
+    )
+    rows = commands.order_by("pk").values_list("pk", "client", "verb", "status", "session__boot_id")
+    _end_all(
+        {
+            pk: _by_new_boot(verb, status, began[client])
+            for pk, client, verb, status, boot in rows
+            if verb == Verb.WAKE or (boot is not None and boot != began[client])
+        }
+    )
+
+
+def _by_new_boot(verb: str, status: str, boot_id: UUID) -> End:
+    if verb == Verb.WAKE:
+        return End(CommandStatus.SUCCEEDED, f"booted: {boot_id}", {"boot": str(boot_id)})
+    if status == CommandStatus.SENT:
+        return End(CommandStatus.EXPIRED, "the client booted anew before it accepted", {})
+    if verb == Verb.CYCLE:
+        return End(CommandStatus.FAILED, "the client booted anew in the middle of the cycle", {})
+    if verb == Verb.CAPTURE:
+        return End(CommandStatus.FAILED, "the client booted anew in the middle of the capture", {})
+    if verb == Verb.RELAY:
+        return End(CommandStatus.FAILED, "the client booted anew before it said that it sent the packets", {})
+    return End(CommandStatus.SUCCEEDED, f"booted anew: {boot_id}", {})
 
 
 def silence(session: BootSession, how: str) -> bool:
     """A session fell silent. True when that is what a power-down was to bring about."""
-    command = (
-        Command.objects.select_related("order__site", "order__ordered_by", "client")
-        .filter(session=session, verb=Verb.POWEROFF, status=CommandStatus.ACCEPTED)
-        .first()
+    return bool(silences([session.pk], how))
+
+
+@transaction.atomic
+def silences(sessions: Collection[UUID], how: str) -> int:
+    """The same of many; of how many it was to be so."""
+    accepted = Command.objects.select_for_update(no_key=True).filter(
+        session__in=sessions, verb=Verb.POWEROFF, status=CommandStatus.ACCEPTED
     )
-    if command is None:
-        return False
-    end(command, CommandStatus.SUCCEEDED, how)
-    return True
+    keys = list(accepted.order_by("pk").values_list("pk", flat=True))
+    _end_all({key: End(CommandStatus.SUCCEEDED, how, {}) for key in keys})
+    return len(keys)

@@ -1,5 +1,6 @@
 """Local holds: what a client says of itself, that its user must be left alone until some time."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -31,9 +32,9 @@ def clean(said: dict[str, object]) -> tuple[str, datetime | None]:
     return reason, min(datetime.fromtimestamp(until_ms / 1000, UTC), timezone.now() + LONGEST + _SLACK)
 
 
-def forget(client: UUID) -> None:
-    """A new boot: who held its PC before is gone."""
-    Client.objects.filter(pk=client).exclude(hold_reason="").update(hold_reason="", hold_until=None)
+def forget(clients: Iterable[UUID]) -> None:
+    """New boots: who held the PC before is gone."""
+    Client.objects.filter(pk__in=list(clients)).exclude(hold_reason="").update(hold_reason="", hold_until=None)
 
 
 @transaction.atomic

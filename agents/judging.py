@@ -5,11 +5,12 @@ cannot boot, when it is not ready in time, when the client boots anew without ha
 when it took a kernel and was never heard of again. Each client counts by its last boot, so a reset button does no harm.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from django.db.models import Q, QuerySet
+from django.db.models import Case, Q, QuerySet, Value, When
 from django.utils import timezone
 
 from agents.models import BootSession, BootToken, SessionStatus, Verdict
@@ -19,19 +20,20 @@ from images.models import Release
 _WAITING = (SessionStatus.BOOTING, SessionStatus.OPEN, SessionStatus.LOST)
 
 
-def ready(session: BootSession) -> None:
-    """The client of this session is ready; said often, counted once."""
-    if session.verdict or session.release is None:
-        return
-    limit = timedelta(seconds=session.release.ready_within_s)
+def ready(sessions: Collection[UUID]) -> None:
+    """The clients of these sessions are ready; said often, counted once."""
     now = timezone.now()
-    session.verdict = Verdict.GOOD if now - session.planned_at <= limit else Verdict.BAD
-    BootSession.objects.filter(pk=session.pk, verdict="").update(verdict=session.verdict, ready_at=now)
+    unjudged = BootSession.objects.filter(pk__in=sessions, verdict="").exclude(release=None).order_by()
+    for limit in set(unjudged.values_list("release__ready_within_s", flat=True)) if sessions else ():
+        began = now - timedelta(seconds=limit)
+        good = Case(When(planned_at__gte=began, then=Value(Verdict.GOOD)), default=Value(Verdict.BAD))
+        of_limit = BootSession.objects.filter(pk__in=sessions, verdict="", release__ready_within_s=limit)
+        of_limit.update(verdict=good, ready_at=now)
 
 
-def failed(session: BootSession) -> None:
-    """The client of this session cannot boot: it says so, or boots anew; nothing where it was ready before."""
-    BootSession.objects.filter(pk=session.pk, verdict="").update(verdict=Verdict.BAD)
+def failed(sessions: Collection[UUID]) -> None:
+    """The clients of these sessions cannot boot: they say so, or boot anew; nothing where they were ready before."""
+    BootSession.objects.filter(pk__in=sessions, verdict="").update(verdict=Verdict.BAD)
 
 
 @dataclass(frozen=True)

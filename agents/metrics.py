@@ -6,6 +6,7 @@ server's. The histograms are the gateway's, which takes the reports; with severa
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from functools import cache
 
 import redis
 from django.db.models import Count, Min
@@ -47,14 +48,35 @@ REQUESTS = Counter(
 REJECTED = Counter("fleet_rejected_admissions", "Requests beyond a route's limit (429).", ("route",), registry=PROCESS)
 
 
-def accepted(command: Command, at: datetime) -> None:
-    if command.sent_at is not None:
-        ACCEPTED.labels(command.verb).observe((at - command.sent_at).total_seconds())
+@cache
+def _request(route: str, status: int) -> Counter:
+    return REQUESTS.labels(route, status)
 
 
-def restored(restore: HomeRestore) -> None:
-    for phase, milliseconds in restore.phases_ms.items():
-        RESTORED.labels(phase).observe(milliseconds / 1000)
+def answered(route: str, status: int) -> None:
+    _request(route, status).inc()
+
+
+@cache
+def _poll(how: str) -> Counter:
+    return POLLS.labels(how)
+
+
+def polled(how: str) -> None:
+    _poll(how).inc()
+
+
+def accepted(sent: Iterable[tuple[str, datetime | None]], at: datetime) -> None:
+    """Commands of these verbs, signed then, were accepted."""
+    for verb, sent_at in sent:
+        if sent_at is not None:
+            ACCEPTED.labels(verb).observe((at - sent_at).total_seconds())
+
+
+def restored(restores: Iterable[HomeRestore]) -> None:
+    for restore in restores:
+        for phase, milliseconds in restore.phases_ms.items():
+            RESTORED.labels(phase).observe(milliseconds / 1000)
 
 
 def commands() -> Iterable[Metric]:

@@ -17,7 +17,8 @@ from uuid import UUID
 
 from django.db import transaction
 
-from agents.models import Command, CommandStatus, Verb
+from agents.models import CommandStatus, HomeRestore
+from agents.stories import Story
 from fleet import logs
 
 log = logging.getLogger(__name__)
@@ -58,28 +59,29 @@ steps = Steps()
 
 
 class Step(NamedTuple):
-    """A command that goes a step on."""
+    """Whose step it is."""
 
     order: UUID
     command: UUID
     client: UUID
+    session: UUID | None
 
 
 def delivered(commands: Iterable[Step]) -> None:
     """The gateway gives these out in a moment."""
-    _step("delivered", commands)
+    for step in commands:
+        _step("delivered", step)
 
 
 def accepted(commands: Iterable[Step]) -> None:
-    _step("accepted", commands)
+    for step in commands:
+        _step("accepted", step)
 
 
-def _step(what: str, commands: Iterable[Step]) -> None:
-    each = log.isEnabledFor(logging.DEBUG)
-    for command in commands:
-        steps.took(command.order, what)
-        if each:
-            log.debug("%s", what, extra=logs.told(**command._asdict()))
+def _step(what: str, step: Step) -> None:
+    steps.took(step.order, what)
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("%s", what, extra=logs.told(**step._asdict()))
 
 
 def signed(verb: str, orders: Iterable[UUID]) -> None:
@@ -94,35 +96,29 @@ def hopeless(status: CommandStatus, why: str, orders: Iterable[UUID]) -> None:
         logs.once_committed(log.warning, "%d %s: %s", number, status.value, why, order=order)
 
 
-def ended(commands: Iterable[UUID]) -> None:
-    """How these commands ended, once that is committed: a line each, with its times in ms since it was ordered.
+def ended(stories: Iterable[tuple[Story, HomeRestore | None]]) -> None:
+    """How commands ended, once that is committed: when each was signed, accepted and over, in ms since it was ordered.
 
-    Of a cycle that reached its client, the digests: of the template, of the home thrown away, of the home restored. One query for all.
+    Of a cycle that reached its client, the digests: of the template, of the home thrown away, of the home restored.
     """
-    # A fault in what is only told must not look like one in what was done.
-    transaction.on_commit(partial(copy_context().run, _tell_ends, list(commands)), robust=True)
+    lines = [_line(story, restore) for story, restore in stories]
+    transaction.on_commit(partial(copy_context().run, _say, lines))
 
 
-def _tell_ends(keys: list[UUID]) -> None:
-    """Columns and no rows: thousands may end at once."""
-    ended = Command.objects.filter(pk__in=keys).order_by("finished_at")
-    if not log.isEnabledFor(logging.INFO):
-        ended = ended.exclude(status__in=_WELL)
-    rows = ended.values_list(*_WHO, *_HOW, *_TIMES, *_RESTORE)
-    for order, command, client, boot, verb, seat, name, status, reason, *more in rows:
-        (queued_at, *times), (result, *digests) = more[: len(_TIMES)], more[len(_TIMES) :]
-        fields = {"order": order, "command": command, "client": client, "boot": boot or ""}
-        for what, at in zip(("signed_ms", "accepted_ms", "over_ms"), times, strict=True):
-            if at is not None:
-                fields[what] = round((at - queued_at).total_seconds() * 1000)
-        if result is not None:
-            fields |= zip(("template", "before", "after"), digests, strict=True)
-        whom = f"{Verb(verb).label.lower()} of {f'{seat} ({name})' if seat else name}"
-        say = log.info if status in _WELL else log.warning
-        say("%s: %s: %s", whom, result or status, reason, extra=logs.told(**fields))
+def _line(story: Story, restore: HomeRestore | None) -> tuple[int, tuple[str, str, str], dict[str, object]]:
+    which = {"order": story.order, "command": story.pk, "client": story.client, "boot": story.boot_id or ""}
+    times = {"signed": story.sent_at, "accepted": story.accepted_at, "over": story.finished_at}
+    since = {
+        f"{name}_ms": round((at - story.queued_at).total_seconds() * 1000)
+        for name, at in times.items()
+        if at is not None
+    }
+    digests = {name: getattr(restore, name) for name in ("template", "before", "after")} if restore else {}
+    what = restore.get_result_display().lower() if restore else story.status
+    level = logging.INFO if story.status in _WELL else logging.WARNING
+    return level, (story.whom, what, story.reason), {**which, **since, **digests}
 
 
-_WHO = ("order", "pk", "client", "session__boot_id", "verb", "client__seat", "client__name")
-_HOW = ("status", "reason")
-_TIMES = ("queued_at", "sent_at", "accepted_at", "finished_at")
-_RESTORE = ("restore__result", "restore__template", "restore__before", "restore__after")
+def _say(lines: Iterable[tuple[int, tuple[str, str, str], dict[str, object]]]) -> None:
+    for level, words, fields in lines:
+        log.log(level, "%s: %s: %s", *words, extra=logs.told(**fields))

@@ -4,6 +4,7 @@ A reboot is no twin: what ran before says nothing any more. So a session that wa
 lives is a second machine, and so is a boot that asks for a plan once more after another one had its turn.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -28,13 +29,20 @@ def heard(session_id: UUID) -> None:
         _note(session.client, session.boot_id, younger.boot_id)
 
 
-def booted(client: Client, boot_id: str) -> None:
-    """A boot asks for its plan: the same as once before, though another one came between (A, B, A)."""
-    boots = list(
-        BootSession.objects.filter(client=client).order_by("-planned_at").values_list("boot_id", flat=True)[:9]
+def booted(boots: Sequence[tuple[Client, UUID]]) -> None:
+    """Boots ask for their plans: the same as once before, though another one came between (A, B, A)."""
+    before = BootSession.objects.filter(
+        client__in=[client for client, _ in boots], boot_id__in=[boot for _, boot in boots]
     )
-    if UUID(boot_id) in boots[1:] and boots[0] != UUID(boot_id):
-        _note(client, UUID(boot_id), boots[0])
+    known = set(before.order_by().values_list("client", "boot_id"))  # hardly ever any
+    for client, boot_id in boots:
+        if (client.pk, boot_id) in known:
+            last = (
+                BootSession.objects.filter(client=client).order_by("-planned_at").values_list("boot_id", flat=True)[:9]
+            )
+            boots_of_it = list(last)
+            if boot_id in boots_of_it[1:] and boots_of_it[0] != boot_id:
+                _note(client, boot_id, boots_of_it[0])
 
 
 def _note(client: Client, one: UUID, other: UUID) -> None:

@@ -8,21 +8,22 @@ method, as HomeRestore) are sealed: their entry carries the SHA-256 of their con
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 from django.apps import apps
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
-from django.db import models, transaction
+from django.db import IntegrityError, models, transaction
 from django.db.models import Exists, OuterRef
 from django.db.models.functions import Cast
 from django.utils import timezone
 
 from fleet import logs
 from fleet.models import AuditEntry, AuditHead, Site
+from fleet.rows import insert_rows
 
 log = logging.getLogger(__name__)
 EVERYWHERE = "everywhere"
@@ -67,6 +68,16 @@ def actor_name(actor: Actor) -> str:
     return actor.get_username() if actor is not None and actor.is_authenticated else "nobody"
 
 
+@dataclass(frozen=True)
+class Event:
+    """What one entry tells; ``detail`` is JSON: text, whole numbers, lists, dictionaries."""
+
+    action: str
+    subject: models.Model | str
+    actor: Actor
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
 def hold(site: Site | None) -> AuditHead:
     """Be the one who writes into the chain of ``site`` until the present transaction ends.
 
@@ -77,36 +88,58 @@ def hold(site: Site | None) -> AuditHead:
     return AuditHead.objects.select_for_update().get(chain=chain)
 
 
-@transaction.atomic
 def record(action: str, subject: models.Model | str, *, site: Site | None, actor: Actor, **detail: Any) -> AuditEntry:
     """Append an entry to the chain of ``site`` within the present transaction: it stands or falls with what it tells of.
 
-    ``detail`` is JSON: text, whole numbers, lists, dictionaries. The head row is the lock, so entries of a site are
-    written one after the other.
+    The head row is the lock, so entries of a site are written one after the other.
     """
-    head = hold(site)
-    entry = AuditEntry(
-        chain=head.chain,
-        sequence=head.sequence + 1,
-        site=site,
-        at=timezone.now(),
-        actor=actor_name(actor)[:150],
-        action=action,
-        subject=str(subject)[:200],
-        detail=detail,
-        previous=head.digest,
-    )
-    if isinstance(subject, models.Model):
-        entry.subject_type, entry.subject_id = subject._meta.label, str(subject.pk)
-        if isinstance(subject, Sealed):
-            entry.subject_seal = _sha256(subject.sealed())
-    entry.digest = _digest(entry)
-    entry.save(force_insert=True)
-    head.sequence, head.digest = entry.sequence, entry.digest
+    return record_many(site, [Event(action, subject, actor, detail)])[0]
+
+
+@transaction.atomic
+def record_many(site: Site | None, events: Sequence[Event]) -> list[AuditEntry]:
+    """Append an entry for each of ``events``, in this order; few statements however many there are.
+
+    Keys of the rows are known to the database alone, unless there is one.
+    """
+    head, now = hold(site), timezone.now()
+    entries = []
+    for event in events:
+        entry = AuditEntry(
+            chain=head.chain,
+            sequence=head.sequence + 1,
+            site=site,
+            at=now,
+            actor=actor_name(event.actor)[:150],
+            action=event.action,
+            subject=str(event.subject)[:200],
+            detail=event.detail,
+            previous=head.digest,
+        )
+        if isinstance(event.subject, models.Model):
+            entry.subject_type, entry.subject_id = event.subject._meta.label, str(event.subject.pk)
+            if isinstance(event.subject, Sealed):
+                entry.subject_seal = _sha256(event.subject.sealed())
+        entry.digest = _digest(entry)
+        head.sequence, head.digest = entry.sequence, entry.digest
+        entries.append(entry)
+    if len(entries) == 1:
+        entries[0].save(force_insert=True)
+    elif entries:
+        rows = ([getattr(entry, column) for column in _OWN] for entry in entries)
+        if insert_rows(AuditEntry(chain=head.chain, site=site, at=now), _OWN, rows) != len(entries):
+            raise IntegrityError(f"The chain {head.chain} has entries beyond its end.")
     head.save(update_fields=["sequence", "digest"])
-    if not entry.subject_seal:  # who seals a row says more of it than could be said here
-        _tell(entry, subject)
-    return entry
+    for entry, event in zip(entries, events, strict=True):
+        if not entry.subject_seal:  # who seals a row says more of it than could be said here
+            _tell(entry, event.subject)
+    return entries
+
+
+# What entries that are written together do not have in common.
+_OWN = (
+    "sequence", "actor", "action", "subject", "subject_type", "subject_id", "subject_seal", "detail", "previous", "digest",
+)  # fmt: skip
 
 
 def _tell(entry: AuditEntry, subject: models.Model | str) -> None:
@@ -115,8 +148,8 @@ def _tell(entry: AuditEntry, subject: models.Model | str) -> None:
     plain = {name: value for name, value in short.items() if isinstance(value, str | int)}
     which = {str(subject._meta.model_name): subject.pk} if isinstance(subject, models.Model) else {}
     site = {"site": entry.site.slug} if entry.site else {}
-    facts = {**plain, **which, **site}  # of a site it is the slug that tells
-    logs.once_committed(log.info, "%s: %s by %s", entry.action, entry.subject, entry.actor, **facts)
+    fields = {**which, **plain, **site}
+    logs.once_committed(log.info, "%s: %s by %s", entry.action, entry.subject, entry.actor, **fields)
 
 
 @dataclass(frozen=True)

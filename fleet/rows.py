@@ -71,11 +71,17 @@ def _query(rows: "models.QuerySet[Any, Any]") -> tuple[str, Sequence[Any]]:
 def _listed(fields: Sequence[Any], rows: Iterable[Sequence[Any]]) -> tuple[str, Sequence[Any]]:
     """Rows as one value: however many, the database has one statement to read."""
     text = json.dumps(
-        [[field.get_db_prep_save(value, connection) for field, value in zip(fields, row, strict=True)] for row in rows],
-        default=str,
+        [[_plain(field, value) for field, value in zip(fields, row, strict=True)] for row in rows], default=str
     )
     if connection.vendor == "sqlite":
         values = ", ".join(f"json_extract(value, '$[{number}]')" for number in range(len(fields)))
         return f"SELECT {values} FROM json_each(%s)", [text]  # noqa: S608 - numbers
     values = ", ".join(f"(value->>{number})::{field.db_type(connection)}" for number, field in enumerate(fields))
     return f"SELECT {values} FROM json_array_elements(%s::json)", [text]  # noqa: S608 - types of columns
+
+
+def _plain(field: Any, value: Any) -> Any:
+    """What stands for a value in the list: JSON as text, or it would be a part of that list."""
+    if isinstance(field, models.JSONField):
+        return json.dumps(value, cls=field.encoder)
+    return field.get_db_prep_save(getattr(value, "pk", value), connection)

@@ -10,39 +10,8 @@ from django.db import transaction
 
 from fleet import audit
 from fleet.exceptions import Forbidden, OperatorError, WrongState
-from fleet.hardware import Adapter, Rule, deduce
-from fleet.models import Admission, ApiToken, Client, ClientClass, HardwareRule, Tag, UnknownHardware
+from fleet.models import Admission, ApiToken, Client, Tag
 from fleet.roles import Right
-
-
-@transaction.atomic
-def classify(client: Client, adapters: Iterable[Adapter], *, actor: str) -> ClientClass | None:
-    """The class of ``client`` by its site's rules; saved, and audited when it changes.
-
-    A pinned class stays. Where no rule matches the site chooses: its default class, or None (the client waits).
-    """
-    if client.class_pinned:
-        return client.client_class
-    rules = HardwareRule.objects.filter(site=client.site).select_related("client_class")
-    found = deduce(list(adapters), [Rule(rule.pattern, rule.priority, rule.client_class) for rule in rules])
-    site = client.site
-    target: ClientClass | None = found.target if found else None
-    why = f"{found.adapter.vendor}:{found.adapter.device} by {found.rule.pattern}" if found else "no rule matches"
-    if target is None and site.unknown_hardware == UnknownHardware.DEFAULT:
-        target = site.default_class
-    if target != client.client_class:
-        audit.record(
-            "client.classified",
-            client,
-            site=site,
-            actor=actor,
-            why=why,
-            was=str(client.client_class or ""),
-            now=str(target or ""),
-        )
-        client.client_class = target
-        client.save(update_fields=["client_class"])
-    return target
 
 
 @transaction.atomic

@@ -4,14 +4,15 @@ import asyncio
 import re
 from pathlib import Path
 
-from agents.gateway.http import Answer, Problem, Request, Send, reply
+from agents.gateway.http import Answer, Problem, Request
 
 CHUNK = 1 << 18
 _DIGEST = re.compile(r"/store/([0-9a-f]{64})").fullmatch
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})").fullmatch
 
 
-async def serve(request: Request, send: Send, store: Path) -> None:
+async def serve(request: Request, store: Path) -> Answer | None:
+    """Write the artefact to the request's line, or a part of it; or an answer that has none."""
     match = _DIGEST(request.path)
     if match is None:
         raise Problem(404, "An artefact is named by its SHA-256 in small hex.")
@@ -38,20 +39,23 @@ async def serve(request: Request, send: Send, store: Path) -> None:
             status = 206
             headers["Content-Range"] = f"bytes {start}-{end}/{size}"
         if request.headers.get("if-none-match") == headers["ETag"]:
-            await reply(send, Answer(304, b"", headers))
-            return
+            return Answer(304, b"", headers)
         headers["Content-Length"] = str(end - start + 1)
-        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": status, "headers": raw})
+        line = request.line
+        line.start(status, headers)
         left = 0 if request.method == "HEAD" else end - start + 1
         file.seek(start)
-        while left > 0:
-            chunk = await asyncio.to_thread(file.read, min(CHUNK, left))
-            if not chunk:
-                return  # the file shrank: the connection breaks, and the client notices
-            left -= len(chunk)
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        try:
+            while left > 0:
+                chunk = await asyncio.to_thread(file.read, min(CHUNK, left))
+                if not chunk:
+                    raise OSError("The file shrank.")
+                left -= len(chunk)
+                await line.send(chunk)
+        except OSError:
+            line.abort()  # the length it was told is not what it gets
+        line.finish()
+    return None
 
 
 def _range(asked: str, size: int) -> tuple[int, int]:

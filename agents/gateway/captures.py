@@ -9,7 +9,7 @@ from django.conf import settings
 
 from agents import capturing
 from agents.gateway.database import Database
-from agents.gateway.http import Answer, Problem, Request
+from agents.gateway.http import Answer, Problem, Request, Upload
 from agents.models import BootSession
 from fleet.exceptions import WrongState
 
@@ -23,9 +23,10 @@ async def take(request: Request, session: BootSession, database: Database) -> An
         command = UUID(request.query.get("command", ""))
     except ValueError:
         raise Problem(400, "The query names no command.") from None
+    assert request.upload is not None
     try:
         most = await database.read(capturing.begin, session, command)
-        size, sha256 = await _received(request, command, most)
+        size, sha256 = await _received(request.upload, command, most)
     except WrongState as error:
         raise Problem(409, error.message) from None
     archive = capturing.archive_of(command)
@@ -46,7 +47,7 @@ async def take(request: Request, session: BootSession, database: Database) -> An
     return Answer.json({"bytes": size, "sha256": sha256})
 
 
-async def _received(request: Request, command: UUID, most: int) -> tuple[int, str]:
+async def _received(upload: Upload, command: UUID, most: int) -> tuple[int, str]:
     """Length and SHA-256 of the body, which lies in a .part file then."""
     archive = capturing.archive_of(command)
     archive.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -59,12 +60,7 @@ async def _received(request: Request, command: UUID, most: int) -> tuple[int, st
     try:
         with file:
             async with asyncio.timeout(settings.CAPTURE_LIMIT):
-                more = True
-                while more:
-                    message = await asyncio.wait_for(request.receive(), PATIENCE_S)
-                    if message["type"] == "http.disconnect":
-                        raise Problem(400, "The upload broke off.")
-                    piece, more = message.get("body", b""), message.get("more_body", False)
+                while piece := await upload.pieces(PATIENCE_S):
                     size += len(piece)
                     if size > most:
                         raise Problem(413, f"The home is larger than {most} bytes.")

@@ -1,47 +1,56 @@
-"""The database from an event loop: reads in threads, writes in groups.
+"""The database from an event loop: those who ask the same at once are answered together.
 
-All writes of the gateway pass through one thread: many small ones that come at once share one transaction, and each is
-answered only after that transaction is durable. A write that fails takes back its own savepoint, not the group.
+There is one thread for reads and one for writes. While it is at work, what is asked meanwhile comes together; then all that ask the same
+function are its next group. So a lonely question waits for nobody, and of ten thousand five hundred share a handful of queries. A group of
+writes is a transaction, and each of it is answered when that is durable.
 """
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from django.db import close_old_connections, transaction
 
+Item = TypeVar("Item")
 T = TypeVar("T")
-GROUP = 200  # writes in one transaction at the most
+Group = Callable[[Sequence[Item]], Sequence[T | Exception]]
+log = logging.getLogger(__name__)
+MOST = 500  # in one group: the first of ten thousand need not wait for the last
+AT_ONCE, IN_TURN, AT_LEISURE = range(3)  # who goes first
 
 
-class Database:
-    def __init__(self) -> None:
-        self._readers = ThreadPoolExecutor(4, thread_name_prefix="read")
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self._queue: asyncio.Queue[tuple[Callable[[], Any], asyncio.Future[Any]]] = asyncio.Queue()
+class Lane:
+    """One thread. ``carry_out(group, items)`` runs in it and returns an outcome for each item."""
 
-    async def read(self, function: Callable[..., T], *args: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._readers, _fresh, function, *args)
+    def __init__(self, name: str, carry_out: Callable[[Group[Any, Any], list[Any]], Sequence[Any]]) -> None:
+        self._carry_out = carry_out
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        # By urgency; of each the groups in the order in which their first item came.
+        self._waiting: list[dict[Any, list[tuple[Any, asyncio.Future[Any]]]]] = [{}, {}, {}]
+        self._asked = asyncio.Event()
 
-    async def write(self, function: Callable[..., T], *args: object) -> T:
-        """Run ``function`` in the next group; its result, or its exception, once the group is committed."""
+    async def ask(self, group: Group[Item, T], item: Item, urgency: int = IN_TURN) -> T:
+        """What ``group`` has for ``item``, or its exception."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        await self._queue.put((lambda: function(*args), future))
+        self._waiting[urgency].setdefault(group, []).append((item, future))
+        self._asked.set()
         return await future
 
     async def run(self) -> None:
-        """Commit groups for as long as the gateway runs."""
+        """Carry out groups for as long as the gateway runs."""
         loop = asyncio.get_running_loop()
         while True:
-            group = [await self._queue.get()]
-            while len(group) < GROUP and not self._queue.empty():
-                group.append(self._queue.get_nowait())
+            await self._asked.wait()
+            group, members = self._next()
             try:
-                outcomes = await loop.run_in_executor(self._writer, _fresh, _commit, [job for job, _ in group])
-            except Exception as error:  # the database is away: nothing of the group was committed
-                outcomes = [error] * len(group)
-            for (_, future), outcome in zip(group, outcomes, strict=True):
+                outcomes = await loop.run_in_executor(
+                    self._thread, self._carry_out, group, [item for item, _ in members]
+                )
+            except Exception as error:  # the database is away: nothing was done for any of them
+                outcomes = [error] * len(members)
+            for (_, future), outcome in zip(members, outcomes, strict=True):
                 if future.done():
                     continue
                 if isinstance(outcome, Exception):
@@ -49,23 +58,82 @@ class Database:
                 else:
                     future.set_result(outcome)
 
+    def _next(self) -> tuple[Group[Any, Any], list[tuple[Any, "asyncio.Future[Any]"]]]:
+        groups = next(groups for groups in self._waiting if groups)
+        group = next(iter(groups))
+        members = groups.pop(group)
+        if len(members) > MOST:
+            groups[group] = members[MOST:]  # behind the others
+        if not any(self._waiting):
+            self._asked.clear()
+        return group, members[:MOST]
+
     def close(self) -> None:
-        self._readers.shutdown(cancel_futures=True)
-        self._writer.shutdown(cancel_futures=True)
+        self._thread.shutdown(cancel_futures=True)
 
 
-def _fresh(function: Callable[..., T], *args: object) -> T:
+class Database:
+    def __init__(self) -> None:
+        self._reads, self._writes = Lane("read", _read), Lane("write", _commit)
+
+    async def read(self, function: Callable[..., T], *args: object) -> T:
+        result: T = await self._reads.ask(each, (function, args))
+        return result
+
+    async def read_all(self, group: Group[Item, T], item: Item) -> T:
+        """What ``group`` reads for ``item``, together with the others that wait for the same."""
+        return await self._reads.ask(group, item)
+
+    async def write(self, function: Callable[..., T], *args: object) -> T:
+        """The result of ``function``, or its exception, once that is durable."""
+        result: T = await self._writes.ask(each, (function, args))
+        return result
+
+    async def write_all(self, group: Group[Item, T], item: Item, urgency: int = IN_TURN) -> T:
+        """What ``group`` answers to ``item``, or its exception, once that is durable."""
+        return await self._writes.ask(group, item, urgency)
+
+    def lanes(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        return [self._reads.run, self._writes.run]
+
+    def close(self) -> None:
+        self._reads.close()
+        self._writes.close()
+
+
+def each(asked: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
+    """The group of those that have none: one function after the other."""
+    return [_outcome(function, *args) for function, args in asked]
+
+
+def _outcome(function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return function(*args)
+    except Exception as error:  # handed to whoever asked for this one
+        return error
+
+
+def _read(group: Group[Any, Any], items: list[Any]) -> Sequence[Any]:
     close_old_connections()
-    return function(*args)
+    return group(items)
 
 
-def _commit(jobs: list[Callable[[], Any]]) -> list[Any]:
-    outcomes: list[Any] = []
+def _commit(group: Group[Any, Any], items: list[Any]) -> Sequence[Any]:
+    """All in one transaction. Where a group fails its members are tried alone: one that fails takes back itself and no other."""
+    close_old_connections()
     with transaction.atomic():
-        for job in jobs:
+        if len(items) > 1 and group is not each:
             try:
                 with transaction.atomic():
-                    outcomes.append(job())
-            except Exception as error:  # handed to whoever asked for this one
-                outcomes.append(error)
-    return outcomes
+                    return group(items)
+            except Exception:
+                log.exception("%d in one group failed, so each is tried alone", len(items))
+        return [_outcome(_alone, group, item) for item in items]
+
+
+@transaction.atomic
+def _alone(group: Group[Any, Any], item: Any) -> Any:
+    (outcome,) = group([item])
+    if isinstance(outcome, Exception):
+        raise outcome  # and take back what it did
+    return outcome

@@ -1,20 +1,17 @@
-"""HTTP as the gateway needs it: requests with bounded bodies, answers, problem details (RFC 9457), admission limits."""
+"""What the gateway says in HTTP: requests with bounded bodies, answers, problem details (RFC 9457), admission limits."""
 
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
 BODY_LIMIT = 64 * 1024  # an honest report has a few hundred bytes
-BODY_PATIENCE_S = 10.0
+UPLOAD_AHEAD = 1 << 20  # bytes of an upload that may have come and not been taken
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
 class Problem(Exception):
@@ -26,7 +23,7 @@ class Problem(Exception):
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
-@dataclass
+@dataclass(slots=True)
 class Answer:
     status: int = 200
     body: bytes = b""
@@ -37,62 +34,92 @@ class Answer:
         return cls(status, text.encode(), {"Content-Type": "text/plain; charset=utf-8"})
 
     @classmethod
-    def json(cls, content: object, **headers: str) -> "Answer":
-        names = {name.replace("_", "-"): value for name, value in headers.items()}
-        return cls(200, json.dumps(content).encode(), {"Content-Type": "application/json", **names})
+    def json(cls, content: object) -> "Answer":
+        return cls(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
     @classmethod
     def problem(cls, problem: Problem) -> "Answer":
-        title = HTTPStatus(problem.status).phrase
-        body = {"type": "about:blank", "title": title, "status": problem.status, "detail": problem.detail}
+        body = {"type": "about:blank", "title": _REASONS[problem.status], "status": problem.status}
         headers = {"Content-Type": "application/problem+json", **problem.headers}
-        return cls(problem.status, json.dumps(body).encode(), headers)
+        return cls(problem.status, json.dumps({**body, "detail": problem.detail}).encode(), headers)
+
+    def encoded(self, *, head: bool = False, close: bool = False) -> bytes:
+        """The bytes of the answer; without its body for ``head``."""
+        length = {} if self.status in (204, 304) else {"Content-Length": str(len(self.body))}
+        start = start_of(self.status, {**self.headers, **length}, close=close)
+        return start if head else start + self.body
 
 
-@dataclass
+def start_of(status: int, headers: Mapping[str, str], *, close: bool = False) -> bytes:
+    """Status line and headers."""
+    lines = [f"HTTP/1.1 {status} {_REASONS[status]}\r\nDate: {_date(int(time.time()))}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    if close:
+        lines.append("Connection: close")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+_DAYS, _MONTHS = (
+    ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"],
+    ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"],
+)
+_said = (0, "")
+
+
+def _date(now: int) -> str:
+    """HTTP's form of a time; the same for everybody who asks within a second."""
+    global _said
+    if _said[0] != now:
+        at = time.gmtime(now)
+        day = f"{_DAYS[at.tm_wday]}, {at.tm_mday:02} {_MONTHS[at.tm_mon - 1]} {at.tm_year}"
+        _said = (now, f"{day} {at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02} GMT")
+    return _said[1]
+
+
+class Line(Protocol):
+    """Where a request came from, and its answer goes to. What is said to one that broke is lost."""
+
+    @property
+    def broken(self) -> bool: ...
+    def answer(self, answer: Answer) -> None: ...
+    def start(self, status: int, headers: Mapping[str, str]) -> None: ...
+    async def send(self, piece: bytes) -> None: ...
+    def finish(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
 class Request:
-    method: str
-    path: str
-    query: dict[str, str]
-    headers: dict[str, str]
-    peer: str
-    receive: Receive
+    """``path`` as it came, ``target`` with the query; names of ``headers`` in small letters. ``upload`` where the body is a stream."""
 
-    @classmethod
-    def of(cls, scope: Scope, receive: Receive) -> "Request":
+    method: str
+    target: str
+    headers: dict[str, str]
+    line: Line
+    body: bytearray = field(default_factory=bytearray)
+    upload: "Upload | None" = None
+    fault: Problem | None = None  # what is wrong with it, found before anybody looked at what it asks
+
+    @property
+    def path(self) -> str:
+        return self.target.partition("?")[0]
+
+    @property
+    def query(self) -> dict[str, str]:
         try:
-            query = dict(parse_qsl(scope["query_string"].decode("latin-1"), max_num_fields=20))
+            return dict(parse_qsl(self.target.partition("?")[2], max_num_fields=20))
         except ValueError:
             raise Problem(400, "The query has more than 20 fields.") from None
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        return cls(scope["method"], scope["path"], query, headers, (scope.get("client") or ("", 0))[0], receive)
 
-    async def body(self) -> bytes:
-        """The whole body; Problem 413 above BODY_LIMIT, 408 when it comes too slowly."""
-        parts = bytearray()
+    def form(self) -> dict[str, str]:
         try:
-            async with asyncio.timeout(BODY_PATIENCE_S):
-                while True:
-                    message = await self.receive()
-                    if message["type"] == "http.disconnect":
-                        raise Problem(400, "The request broke off.")
-                    parts += message.get("body", b"")
-                    if len(parts) > BODY_LIMIT:
-                        raise Problem(413, f"The body is larger than {BODY_LIMIT} bytes.")
-                    if not message.get("more_body"):
-                        return bytes(parts)
-        except TimeoutError:
-            raise Problem(408, "The body did not come in time.") from None
-
-    async def form(self) -> dict[str, str]:
-        try:
-            return dict(parse_qsl((await self.body()).decode(), keep_blank_values=True, max_num_fields=30))
+            return dict(parse_qsl(self.body.decode(), keep_blank_values=True, max_num_fields=30))
         except ValueError:
             raise Problem(400, "The body is not a form.") from None
 
-    async def json(self) -> dict[str, Any]:
+    def json(self) -> dict[str, Any]:
         try:
-            content = json.loads(await self.body())
+            content = json.loads(self.body)
         except (ValueError, RecursionError):
             raise Problem(400, "The body is not JSON.") from None
         if not isinstance(content, dict):
@@ -100,12 +127,44 @@ class Request:
         return content
 
 
-async def reply(send: Send, answer: Answer, *, head: bool = False) -> None:
-    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers.items()]
-    if answer.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
-        headers.append((b"content-length", str(len(answer.body)).encode()))
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if head else answer.body})
+class Upload:
+    """A body as it comes, for who takes it piece by piece. ``pause`` and ``resume`` stop and go on with the reading."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._pieces: list[bytes] = []
+        self._ahead = 0
+        self._came = asyncio.Event()
+        self._ended = self._broke = False
+
+    async def pieces(self, patience_s: float) -> bytes:
+        """All that has come since the last call; b"" at the end. Problem 400 when it breaks off, TimeoutError when nothing comes."""
+        async with asyncio.timeout(patience_s):
+            await self._came.wait()
+        taken, self._pieces, self._ahead = b"".join(self._pieces), [], 0
+        if taken:
+            if not self._ended and not self._broke:
+                self._came.clear()
+                self._transport.resume_reading()
+            return taken
+        if self._broke:
+            raise Problem(400, "The upload broke off.")
+        return b""
+
+    def feed(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self._ahead += len(piece)
+        if self._ahead > UPLOAD_AHEAD:
+            self._transport.pause_reading()
+        self._came.set()
+
+    def end(self, *, broke: bool = False) -> None:
+        self._ended, self._broke = not broke, broke and not self._ended
+        self._came.set()
+
+
+# What is made of a request: its answer, or how that comes about; None where somebody else answers on its line.
+Handled = Answer | Coroutine[Any, Any, Answer | None] | None
 
 
 class Bucket:

@@ -2,50 +2,75 @@
 
 import asyncio
 import sys
+import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from django.conf import settings
 from django.utils import timezone
 
 from agents.attendance import Said
+from agents.gateway.http import Line
+
+TICK_S = 0.25  # how late a hold may end
+MOST_HOLD_S = 60.0  # however many wait, unless FLEET_POLL_HOLD is longer
+IDLE_POLLS = 200  # a second, of all who have nothing to say: holds grow so that there are no more
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class Attendant:
-    """A session this gateway has heard of. ``state`` is what its daemon said last, ``seen_at`` when it asked last.
+    """A session this gateway has heard of, by the hash of its bearer.
 
-    ``keys`` are the ids of the command keys its daemon was told.
+    ``keys`` are the ids of the command keys its daemon was told; ``state`` is what that said last, ``seen_at`` when it asked last.
     """
 
+    bearer: str
     session: uuid.UUID
     client: uuid.UUID
     keys: str = ""
     state: str = ""
     superseded: bool = False
     forgotten: bool = False
-    poll: "asyncio.Future[str] | None" = None
+    poll: "Poll | None" = None
     seen_at: datetime = field(default_factory=timezone.now)
 
 
+@dataclass(slots=True, eq=False)
+class Poll:
+    """Who waits for commands above ``cursor``, on which line, until when (by the monotonic clock)."""
+
+    attendant: Attendant
+    line: Line
+    cursor: int
+    until: float
+
+
 class Parking:
-    """Attendants by the digest of their bearer; ``waiting`` are clients with commands to deliver."""
+    """Attendants by the digest of their bearer; ``waiting`` are clients with commands to deliver.
+
+    ``ended`` is told of each parked poll how it ended: ``superseded``, ``replaced`` (by a newer poll of the session), ``gone`` (it said
+    that it goes), ``forgotten``, ``closing``, ``held``. Those that are woken are handed to whoever wakes them.
+    """
 
     MOST = 50_000
 
-    def __init__(self) -> None:
+    def __init__(self, ended: Callable[[Poll, str], None]) -> None:
         self.by_bearer: dict[str, Attendant] = {}
         self.waiting: set[uuid.UUID] = set()
+        self._ended = ended
         self._by_client: dict[uuid.UUID, Attendant] = {}
-        self._closed = False
+        self._by_line: dict[Line, Poll] = {}
+        self.closed = False
         self._seen: dict[uuid.UUID, Attendant] = {}
+        self._due: dict[int, list[Attendant]] = {}  # whose hold ends in a tick, if it has not ended before
 
     def enter(self, bearer: str, session: uuid.UUID, client: uuid.UUID, keys: str = "") -> Attendant:
         """Know a session; an older one of the same client is superseded."""
         if len(self.by_bearer) >= self.MOST:
             self._forget_silent()
-        attendant = Attendant(session, client, sys.intern(keys))
+        attendant = Attendant(bearer, session, client, sys.intern(keys))
         older = self._by_client.get(client)
         if older is not None and older.session != session:
             self.supersede(older)
@@ -65,43 +90,81 @@ class Parking:
         """Believe no more what is remembered of these sessions: whoever shows their bearer is looked up anew."""
         if not sessions:
             return
-        for bearer, attendant in [pair for pair in self.by_bearer.items() if pair[1].session in sessions]:
-            del self.by_bearer[bearer]
+        for attendant in [attendant for attendant in self.by_bearer.values() if attendant.session in sessions]:
+            del self.by_bearer[attendant.bearer]
             attendant.forgotten = True
             if self._by_client.get(attendant.client) is attendant:
                 del self._by_client[attendant.client]
             self._seen.pop(attendant.session, None)
             self._end(attendant, "forgotten")
 
-    async def park(self, attendant: Attendant, hold_s: float) -> str:
-        """Wait: ``wake``, ``superseded``, ``replaced`` (by a newer poll of the session), ``gone``, ``forgotten``, ``closing``, ``held``."""
-        if self._closed or attendant.superseded or attendant.forgotten:  # while what it said was written down
-            return "closing" if self._closed else "superseded" if attendant.superseded else "forgotten"
+    # --- polls ------------------------------------------------------------------------------------------------------
+
+    def hold_s(self) -> float:
+        """How long a poll is held now."""
+        return min(max(settings.POLL_HOLD, len(self._by_line) / IDLE_POLLS), self.longest_hold_s())
+
+    @staticmethod
+    def longest_hold_s() -> float:
+        return max(settings.POLL_HOLD, MOST_HOLD_S)
+
+    def park(self, poll: Poll) -> None:
+        """Have it wait; the session's older poll, if there is one, waits no more."""
+        attendant = poll.attendant
+        if self.closed or attendant.superseded or attendant.forgotten:  # while something was asked for it
+            how = "closing" if self.closed else "superseded" if attendant.superseded else "forgotten"
+            self._ended(poll, how)
+            return
+        if poll.line.broken:
+            return
         self._end(attendant, "replaced")
-        poll: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        attendant.poll = poll
-        try:
-            async with asyncio.timeout(hold_s):
-                how = await poll
-                return how if attendant.poll is poll else "replaced"  # in this very moment, which is then the other's
-        except TimeoutError:
-            return "held"
-        finally:
-            if attendant.poll is poll:
-                attendant.poll = None
+        attendant.poll = self._by_line[poll.line] = poll
+        self._due.setdefault(int(poll.until / TICK_S) + 1, []).append(attendant)
 
-    def wake(self, client: uuid.UUID) -> None:
-        self.waiting.add(client)
-        if attendant := self._by_client.get(client):
-            self._end(attendant, "wake")
+    async def hold(self) -> None:
+        """For ever: end the polls whose time is over."""
+        tick = int(time.monotonic() / TICK_S)
+        while True:
+            await asyncio.sleep(TICK_S)
+            while tick < int(time.monotonic() / TICK_S):
+                tick += 1
+                for attendant in self._due.pop(tick, ()):
+                    if attendant.poll is not None and attendant.poll.until <= tick * TICK_S:
+                        self._end(attendant, "held")
 
-    def close(self) -> int:
-        """End all polls, those that come late too; how many there were."""
-        self._closed = True
-        parked = [attendant for attendant in self.by_bearer.values() if attendant.poll]
-        for attendant in parked:
-            self._end(attendant, "closing")
-        return len(parked)
+    def wake(self, clients: Iterable[uuid.UUID]) -> list[Poll]:
+        """Commands wait for these: their parked polls, which are parked no more."""
+        woken = []
+        for client in clients:
+            attendant = self._by_client.get(client)
+            if attendant is not None and (poll := self._take(attendant)):
+                woken.append(poll)
+            else:
+                self.waiting.add(client)
+        return woken
+
+    def lost(self, line: Line) -> None:
+        """The line broke, so nobody waits there any more."""
+        if poll := self._by_line.get(line):
+            self._take(poll.attendant)
+
+    def close(self) -> None:
+        """End all polls, those that come late too."""
+        self.closed = True
+        for poll in list(self._by_line.values()):
+            self._end(poll.attendant, "closing")
+
+    def _take(self, attendant: Attendant) -> Poll | None:
+        poll, attendant.poll = attendant.poll, None
+        if poll is not None:
+            del self._by_line[poll.line]
+        return poll
+
+    def _end(self, attendant: Attendant, how: str) -> None:
+        if poll := self._take(attendant):
+            self._ended(poll, how)
+
+    # --- presence ---------------------------------------------------------------------------------------------------
 
     def saw(self, attendant: Attendant) -> None:
         attendant.seen_at = timezone.now()
@@ -114,17 +177,13 @@ class Parking:
 
     def take_seen(self) -> dict[uuid.UUID, Said]:
         """The sessions heard of since the last call, and those whose poll is parked now: a parked poll is presence."""
-        parked = {attendant.session: attendant for attendant in self.by_bearer.values() if attendant.poll}
+        parked = {poll.attendant.session: poll.attendant for poll in self._by_line.values()}
         seen, self._seen = self._seen | parked, {}
         return {session: Said(one.state, one.seen_at) for session, one in seen.items() if not one.superseded}
 
     def parked(self) -> int:
         """How many polls wait at this moment."""
-        return sum(1 for attendant in self.by_bearer.values() if attendant.poll)
-
-    def _end(self, attendant: Attendant, how: str) -> None:
-        if attendant.poll is not None and not attendant.poll.done():
-            attendant.poll.set_result(how)
+        return len(self._by_line)
 
     def _forget_silent(self) -> None:
         late = timezone.now() - timedelta(hours=1)

@@ -5,7 +5,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from agents import attendance, netboot
+from agents import attendance, plans, scripts
 from agents.daemon import protocol
 from agents.models import BootSession
 from fleet.models import Client, ClientClass
@@ -38,7 +38,7 @@ def make_release(client_class: ClientClass, **fields: Any) -> Release:
 
 def token_of(mac: str, **query: str) -> str:
     """The boot token in the script of ``mac``; AssertionError shows a script without one."""
-    script = netboot.client_script({"mac": mac, **query})
+    script = scripts.client_script({"mac": mac, **query})
     found = re.search(r"fleet\.token=([0-9a-f]{32})", script)
     assert found, script
     return found[1]
@@ -52,7 +52,7 @@ def form(token: str, mac: str, pci: str = CIRRUS, **fields: str) -> dict[str, st
 
 def plan_of(client: Client, pci: str = CIRRUS, **fields: str) -> dict[str, str]:
     """The boot plan of one more boot of ``client``."""
-    return protocol.parse_plan(netboot.boot_plan(form(token_of(client.mac), client.mac, pci, **fields)))
+    return protocol.parse_plan(plans.boot_plan(form(token_of(client.mac), client.mac, pci, **fields)))
 
 
 def boot(client: Client, pci: str = CIRRUS) -> BootSession:

@@ -9,7 +9,7 @@ import pytest
 import time_machine
 from django.utils import timezone
 
-from agents import attendance, netboot, schedule
+from agents import attendance, schedule, scripts
 from agents.attendance import BadFacts, Said, clean_facts
 from agents.models import BootSession, CommandStatus, SessionStatus, Verb
 from fleet.exceptions import WrongState
@@ -130,7 +130,7 @@ def test_a_boot_script_for_its_mac_does_not_hide_a_client_that_runs(client: Clie
     session = boot(client)
     attendance.says_state(session.pk, "in-use")
     before = said(session, "in-use")
-    netboot.client_script({"mac": client.mac})
+    scripts.client_script({"mac": client.mac})
     attendance.seen(before)
     assert shown(client) == ClientState.BOOTING, "it may have been reset, and its last poll stands parked still"
     attendance.seen(said(session, "in-use", 1))

@@ -7,7 +7,7 @@ import pytest
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from agents import attendance, judging, netboot
+from agents import attendance, judging, netboot, plans, scripts
 from agents.models import BootSession, BootToken, SessionStatus, Verdict
 from fleet.exceptions import Forbidden, OperatorError, WrongState
 from fleet.models import AuditEntry, Client
@@ -47,7 +47,7 @@ def ready(client: Client) -> BootSession:
 
 def cannot_boot(client: Client) -> None:
     token = token_of(client.mac)
-    netboot.boot_plan(form(token, client.mac))
+    plans.boot_plan(form(token, client.mac))
     said = {"token": token, "mac": client.mac, "stage": "verify", "error": "digest-mismatch", "detail": "a block"}
     netboot.trouble(said)
 
@@ -67,7 +67,7 @@ def test_the_chosen_boot_the_canary_kernel_and_all_and_the_others_what_they_boot
     canary = start(world, fresh, pcs[0])
     assert (boots(pcs[0]), boots(pcs[1])) == (str(fresh), str(stable.version))
     assert fresh.manifest is not None
-    assert f"/store/{fresh.manifest['kernel']['sha256']} " in netboot.client_script({"mac": pcs[0].mac})
+    assert f"/store/{fresh.manifest['kernel']['sha256']} " in scripts.client_script({"mac": pcs[0].mac})
     assert BootSession.objects.get(client=pcs[0], status=SessionStatus.BOOTING).release == canary
     entry = AuditEntry.objects.get(action="version.canary")
     assert (entry.actor, entry.detail["clients"], entry.detail["reason"]) == ("otto", ["A1 (pc-01)"], "see")
@@ -212,7 +212,7 @@ def test_a_boot_that_was_cut_short_and_one_that_waits_count_as_neither(
     BootSession.objects.update(planned_at=timezone.now() - timedelta(hours=1))
     token = token_of(pcs[1].mac)
     Client.objects.filter(pk=pcs[1].pk).update(admission="maintenance")
-    netboot.boot_plan(form(token, pcs[1].mac))
+    plans.boot_plan(form(token, pcs[1].mac))
     BootToken.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
     judging.judge()
     assert judging.standing(stable) == judging.Standing(0, 0)

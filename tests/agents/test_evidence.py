@@ -188,7 +188,7 @@ def test_a_new_boot_tells_what_became_of_the_commands_of_the_last(
 def test_the_same_boot_asking_twice_proves_nothing(world: World, client: Client) -> None:
     command = command_in(world, client, ACCEPTED, Verb.RESTART)
     assert command.session is not None
-    evidence.new_boot(command.session)
+    evidence.new_boots([evidence.Boot(client.pk, command.session.boot_id)])
     command.refresh_from_db()
     assert command.status == ACCEPTED
 

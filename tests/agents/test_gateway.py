@@ -84,7 +84,7 @@ def test_a_session_is_opened_and_its_answer_signed_over_the_nonce(room: Room) ->
         str(session.pk),
         str(session.client_id),
     )
-    assert (said["hold_s"], said["spread_s"]) == (1, 0)
+    assert (said["hold_s"], said["spread_s"]) == (60, 0), "the most that a poll may be held, however many wait"
     assert said["keys"] == (room.gate.keys / "command.pub").read_text().strip()
     assert abs(said["server_time_ms"] - time.time() * 1000) < 5000
     assert state(session) == (SessionStatus.OPEN, ClientState.BOOTING)

@@ -1,9 +1,9 @@
-"""The gateway and its database, in this process: groups of writes, and polls that cost none."""
+"""The gateway and its database, in this process: groups of reads and writes, and polls that cost none."""
 
 import asyncio
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from django.db import connections, transaction
 from pytest_django.fixtures import Settings
 
 from agents.gateway.app import Gateway
-from agents.gateway.database import Database
+from agents.gateway.database import AT_LEISURE, AT_ONCE, MOST, Database
 from agents.gateway.http import Answer, Request
-from agents.gateway.parking import Parking
+from agents.gateway.parking import Parking, Poll
 from fleet.models import Site
 from tests.agents.boots import make_release, plan_of
 from tests.world import make_client, make_world
@@ -25,15 +25,33 @@ def with_database(work: Callable[[Database], Any]) -> Any:
 
     async def run() -> Any:
         database = Database()
-        commits = asyncio.create_task(database.run())
+        lanes = [asyncio.create_task(lane()) for lane in database.lanes()]
         try:
             return await work(database)
         finally:
             await database.write(connections.close_all)
-            commits.cancel()
+            await database.read(connections.close_all)
+            for lane in lanes:
+                lane.cancel()
             database.close()
 
     return asyncio.run(run())
+
+
+class Held:
+    """Keeps a database's writes waiting until it is left, so that what is asked meanwhile comes together."""
+
+    def __init__(self, database: Database) -> None:
+        self._database, self._go = database, threading.Event()
+
+    async def __aenter__(self) -> None:
+        self._first = asyncio.ensure_future(self._database.write(self._go.wait, 5))
+        await asyncio.sleep(0.05)
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.sleep(0.05)
+        self._go.set()
+        await self._first
 
 
 def test_writes_that_come_at_once_share_a_transaction_and_are_answered_after_it(transactional_db: None) -> None:
@@ -78,13 +96,66 @@ def test_a_write_that_fails_takes_back_itself_and_no_other(transactional_db: Non
     assert sorted(Site.objects.values_list("name", flat=True)) == ["0", "1", "3", "4"]
 
 
-def test_a_database_that_is_away_fails_each_write_and_serves_the_next(
-    transactional_db: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_asks_the_same_at_once_is_answered_together_and_in_turn(transactional_db: None) -> None:
+    groups: list[list[int]] = []
+
+    def doubled(numbers: Sequence[int]) -> list[int]:
+        groups.append(list(numbers))
+        return [2 * number for number in numbers]
+
+    async def work(database: Database) -> list[int]:
+        async with Held(database):
+            answers = [asyncio.ensure_future(database.write_all(doubled, n)) for n in range(MOST + 1)]
+        return await asyncio.gather(*answers)
+
+    assert with_database(work) == [2 * n for n in range(MOST + 1)]
+    assert groups == [list(range(MOST)), [MOST]]
+
+
+def test_a_group_that_fails_is_tried_one_by_one_and_only_who_fails_alone_is_taken_back(transactional_db: None) -> None:
+    def made(names: Sequence[str]) -> list[str | ValueError]:
+        if len(names) > 1:
+            Site.objects.create(slug="of-the-group", name="it was taken back")
+            raise RuntimeError("together they do not go")
+        Site.objects.create(slug=names[0], name=names[0])
+        return [names[0] if names[0] != "two" else ValueError("two")]
+
+    async def work(database: Database) -> list[object]:
+        async with Held(database):
+            answers = [asyncio.ensure_future(database.write_all(made, name)) for name in ("one", "two", "three")]
+        return list(await asyncio.gather(*answers, return_exceptions=True))
+
+    assert [str(answer) for answer in with_database(work)] == ["one", "two", "three"]
+    assert sorted(Site.objects.values_list("slug", flat=True)) == ["one", "three"]
+
+
+def test_what_is_urgent_goes_first_and_what_has_time_last(transactional_db: None) -> None:
+    done: list[str] = []
+
+    def of(name: str) -> Callable[[Sequence[None]], list[None]]:
+        def group(items: Sequence[None]) -> list[None]:
+            done.append(name)
+            return list(items)
+
+        return group
+
+    async def work(database: Database) -> None:
+        async with Held(database):
+            last = asyncio.ensure_future(database.write_all(of("last"), None, AT_LEISURE))
+            usual = [asyncio.ensure_future(database.write_all(of(f"usual {n}"), None)) for n in range(2)]
+            first = asyncio.ensure_future(database.write_all(of("first"), None, AT_ONCE))
+        await asyncio.gather(last, *usual, first)
+
+    with_database(work)
+    assert done == ["first", "usual 0", "usual 1", "last"]
+
+
+def test_a_database_that_is_away_fails_each_write_and_serves_the_next(transactional_db: None) -> None:
     async def work(database: Database) -> tuple[object, int]:
-        with monkeypatch.context() as patch:
-            patch.setattr("agents.gateway.database._commit", lambda jobs: 1 / 0)
-            outcome = (await asyncio.gather(database.write(Site.objects.count), return_exceptions=True))[0]
+        commit = database._writes._carry_out
+        database._writes._carry_out = lambda group, items: 1 / 0  # type: ignore[assignment,return-value]
+        outcome = (await asyncio.gather(database.write(Site.objects.count), return_exceptions=True))[0]
+        database._writes._carry_out = commit
         return outcome, await database.write(Site.objects.count)
 
     outcome, count = with_database(work)
@@ -98,14 +169,35 @@ class Counting(Database):
     def __init__(self) -> None:
         super().__init__()
         self.asked = 0
+        for lane in (self._reads, self._writes):
+            lane.ask = self._counted(lane.ask)  # type: ignore[method-assign]
 
-    async def read(self, *args: Any) -> Any:
-        self.asked += 1
-        return await super().read(*args)
+    def _counted(self, ask: Callable[..., Any]) -> Callable[..., Any]:
+        async def counted(*args: Any) -> Any:
+            self.asked += 1
+            return await ask(*args)
 
-    async def write(self, *args: Any) -> Any:
-        self.asked += 1
-        return await super().write(*args)
+        return counted
+
+
+class Line:
+    """Where an answer goes to."""
+
+    broken = False
+
+    def __init__(self) -> None:
+        self.answers: asyncio.Queue[Answer] = asyncio.Queue()
+
+    def answer(self, answer: Answer) -> None:
+        self.answers.put_nowait(answer)
+
+    def start(self, status: int, headers: Mapping[str, str]) -> None:
+        raise NotImplementedError
+
+    async def send(self, piece: bytes) -> None:
+        raise NotImplementedError
+
+    finish = abort = lambda self: None
 
 
 def test_an_idle_poll_of_a_known_session_asks_the_database_nothing(
@@ -118,48 +210,80 @@ def test_an_idle_poll_of_a_known_session_asks_the_database_nothing(
 
     async def run() -> list[tuple[int, int]]:
         gateway, database = Gateway(), Counting()
-        gateway._database = database
-        commits = asyncio.create_task(database.run())
+        gateway.daemons._database = database
+        work = [asyncio.create_task(one()) for one in (*database.lanes(), gateway.parking.hold)]
 
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request"}
-
-        async def poll(state: str) -> Answer:
-            headers, query = {"authorization": f"Bearer {bearer}"}, {"cursor": "0", "state": state}
-            return await gateway._next(Request("GET", "/agent/v1/next", query, headers, "", receive))
+        async def poll(state: str) -> int:
+            line = Line()
+            target, headers = f"/agent/v1/next?cursor=0&state={state}", {"authorization": f"Bearer {bearer}"}
+            gateway.handle(Request("GET", target, headers, line))
+            return (await line.answers.get()).status
 
         try:
-            return [((await poll(state)).status, database.asked) for state in ("ready", "ready", "ready", "in-use")]
+            return [(await poll(state), database.asked) for state in ("ready", "ready", "ready", "in-use")]
         finally:
             await database.write(connections.close_all)
-            for _ in range(4):
-                await database.read(connections.close_all)
-            commits.cancel()
+            await database.read(connections.close_all)
+            for one in work:
+                one.cancel()
             database.close()
 
     assert asyncio.run(run()) == [(204, 2), (204, 2), (204, 2), (204, 3)]
 
 
+def parking() -> tuple[Parking, list[tuple[Poll, str]]]:
+    """A parking, and what it tells of polls that have ended."""
+    ended: list[tuple[Poll, str]] = []
+    return Parking(lambda poll, how: ended.append((poll, how))), ended
+
+
 def test_who_is_silent_for_long_is_forgotten_before_memory_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Parking, "MOST", 3)
-    parking = Parking()
+    place, _ = parking()
     for number in range(3):
-        parking.enter(str(number), uuid.uuid4(), uuid.uuid4())
+        place.enter(str(number), uuid.uuid4(), uuid.uuid4())
     for number in (0, 1):
-        attendant = parking.by_bearer[str(number)]
+        attendant = place.by_bearer[str(number)]
         attendant.seen_at = attendant.seen_at.replace(year=2000)
-    parking.enter("3", uuid.uuid4(), uuid.uuid4())
-    assert set(parking.by_bearer) == {"2", "3"}
+    place.enter("3", uuid.uuid4(), uuid.uuid4())
+    assert set(place.by_bearer) == {"2", "3"}
 
 
-def test_a_poll_that_is_woken_as_a_newer_one_takes_its_place_leaves_the_commands_to_that() -> None:
-    async def run() -> list[str]:
-        parking = Parking()
-        attendant = parking.enter("a", uuid.uuid4(), uuid.uuid4())
-        older = asyncio.ensure_future(parking.park(attendant, 5))
-        await asyncio.sleep(0)
-        newer = asyncio.ensure_future(parking.park(attendant, 0.05))
-        parking.wake(attendant.client)
-        return [await older, await newer]
+def test_of_two_polls_of_a_session_the_newer_is_woken_and_the_older_ends() -> None:
+    place, ended = parking()
+    attendant = place.enter("a", uuid.uuid4(), uuid.uuid4())
+    older, newer = (Poll(attendant, Line(), 0, 0.0) for _ in range(2))
+    place.park(older)
+    place.park(newer)
+    assert ended == [(older, "replaced")]
+    assert place.wake([attendant.client]) == [newer]
+    assert place.parked() == 0
 
-    assert asyncio.run(run()) == ["replaced", "held"]
+
+def test_who_is_woken_before_it_asks_is_remembered() -> None:
+    place, _ = parking()
+    attendant = place.enter("a", uuid.uuid4(), uuid.uuid4())
+    assert place.wake([attendant.client]) == []
+    assert place.waiting == {attendant.client}
+
+
+def test_a_line_that_broke_holds_no_poll_and_shows_nobody_present() -> None:
+    place, ended = parking()
+    attendant = place.enter("a", uuid.uuid4(), uuid.uuid4())
+    line = Line()
+    place.park(Poll(attendant, line, 0, 0.0))
+    place.lost(line)
+    line.broken = True
+    place.park(Poll(attendant, line, 0, 0.0))
+    assert (place.parked(), place.take_seen(), ended) == (0, {}, [])
+
+
+def test_holds_grow_with_those_who_wait_up_to_a_bound(settings: Settings) -> None:
+    settings.POLL_HOLD = 25
+    place, _ = parking()
+    holds = {}
+    for number in range(15_000):
+        if number in (0, 4000, 10_000, 14_000):
+            holds[number] = place.hold_s()
+        place.park(Poll(place.enter(str(number), uuid.uuid4(), uuid.uuid4()), Line.__new__(Line), 0, 0.0))
+    assert holds == {0: 25, 4000: 25, 10_000: 50, 14_000: 60}

@@ -11,7 +11,7 @@ import time_machine
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from agents import netboot
+from agents import netboot, plans, scripts
 from agents.daemon import protocol
 from agents.models import BootSession, BootToken, SessionStatus
 from agents.netboot import Refusal
@@ -53,17 +53,17 @@ def client(world: World, release: Release) -> Client:
 
 def refusal(query: dict[str, str]) -> tuple[int, str]:
     with pytest.raises(Refusal) as caught:
-        netboot.client_script(query)
+        scripts.client_script(query)
     return caught.value.status, caught.value.text
 
 
 def plan(token: str, mac: str = MAC, pci: str = CIRRUS, **fields: str) -> dict[str, str]:
-    return protocol.parse_plan(netboot.boot_plan(form(token, mac, pci, **fields)))
+    return protocol.parse_plan(plans.boot_plan(form(token, mac, pci, **fields)))
 
 
 def plan_refusal(token: str, mac: str = MAC, **fields: str) -> tuple[int, str]:
     with pytest.raises(Refusal) as caught:
-        netboot.boot_plan(form(token, mac, **fields))
+        plans.boot_plan(form(token, mac, **fields))
     return caught.value.status, caught.value.text
 
 
@@ -71,7 +71,7 @@ def plan_refusal(token: str, mac: str = MAC, **fields: str) -> tuple[int, str]:
 
 
 def test_a_known_mac_gets_kernel_initrd_and_a_token(client: Client, release: Release, settings: Settings) -> None:
-    script = netboot.client_script({"mac": MAC.upper(), "product": "OptiPlex 7010", "serial": "ab\n#!x${y}"})
+    script = scripts.client_script({"mac": MAC.upper(), "product": "OptiPlex 7010", "serial": "ab\n#!x${y}"})
     manifest = release.version.manifest
     assert manifest is not None
     lines = script.splitlines()
@@ -138,7 +138,7 @@ def test_where_there_is_one_site_nobody_needs_to_name_it(world: World, release: 
 def test_a_flood_of_invented_macs_ends(world: World, release: Release) -> None:
     Client.objects.bulk_create(
         Client(site=world.clubroom, mac=f"02:00:00:00:{n >> 8:02x}:{n & 255:02x}", name=f"x-{n}")
-        for n in range(netboot.MOST_PENDING - 1)
+        for n in range(scripts.MOST_PENDING - 1)
     )
     token_of("52:54:00:00:00:01", site="clubroom")
     status, text = refusal({"mac": "52:54:00:00:00:02", "site": "clubroom"})
@@ -149,7 +149,7 @@ def test_a_flood_of_invented_macs_ends(world: World, release: Release) -> None:
 @pytest.mark.parametrize("admission", [Admission.RETIRED, Admission.MAINTENANCE])
 def test_a_client_out_of_service_is_told_so_and_gets_no_token(client: Client, admission: Admission) -> None:
     Client.objects.update(admission=admission, name="pc-01", seat="Äsch; reboot ${x}")
-    script = netboot.client_script({"mac": MAC})
+    script = scripts.client_script({"mac": MAC})
     assert "kernel" not in script
     shown = script.splitlines()[1]
     assert (
@@ -163,12 +163,12 @@ def test_a_client_out_of_service_is_told_so_and_gets_no_token(client: Client, ad
 
 def test_without_any_release_the_screen_says_so(world: World, keys: Path) -> None:
     make_client(world.clubroom)
-    assert "No version is released at Club room yet." in netboot.client_script({"mac": MAC})
+    assert "No version is released at Club room yet." in scripts.client_script({"mac": MAC})
 
 
 def test_the_kernel_is_of_the_clients_last_class_else_of_the_sites_default(world: World, client: Client) -> None:
     def kernel() -> str:
-        found = re.search(r"kernel \S+/store/(\w+)", netboot.client_script({"mac": MAC}))
+        found = re.search(r"kernel \S+/store/(\w+)", scripts.client_script({"mac": MAC}))
         assert found
         return found[1]
 
@@ -219,9 +219,9 @@ def test_a_token_ends_with_its_time(client: Client, settings: Settings) -> None:
 @pytest.mark.parametrize("mac", [MAC, "rubbish\0"])
 def test_a_refusal_is_written_down_for_the_client_whose_token_it_was(client: Client, mac: str) -> None:
     asked = form(token_of(MAC), MAC)
-    netboot.boot_plan(asked)
+    plans.boot_plan(asked)
     with pytest.raises(Refusal) as caught:
-        netboot.boot_plan(asked)
+        plans.boot_plan(asked)
     netboot.note(caught.value, {**asked, "mac": mac})
     entry = AuditEntry.objects.get(action="boot.refused")
     assert (entry.subject_id, entry.site) == (str(client.pk), client.site)
@@ -263,7 +263,7 @@ def test_an_unknown_token_is_refused(client: Client, token: str) -> None:
 def test_rubbish_is_refused_and_does_not_use_up_the_token(client: Client, field: str, value: str) -> None:
     token = token_of(MAC)
     with pytest.raises(Refusal) as caught:
-        netboot.boot_plan({**form(token, MAC), field: value})
+        plans.boot_plan({**form(token, MAC), field: value})
     assert caught.value.status == 400
     assert plan(token)["action"] == "boot"
 
@@ -387,7 +387,7 @@ def test_the_plan_holds_what_the_protocol_says(client: Client, release: Release,
 @pytest.mark.parametrize("kind", RootKind.values)
 def test_the_initrd_makes_the_kind_of_root_that_the_class_has(client: Client, release: Release, kind: str) -> None:
     ClientClass.objects.filter(pk=release.client_class_id).update(root_kind=kind)
-    text = netboot.boot_plan(form(token_of(MAC), MAC))
+    text = plans.boot_plan(form(token_of(MAC), MAC))
     script = 'fail() { echo "$@"; exit 1; }; . images/initrd/plan.sh; . images/initrd/share.sh; read_plan && check_plan && echo "$make_root"'
     shell = subprocess.run(
         ["busybox", "sh", "-c", script], input=text, capture_output=True, text=True, check=False, cwd=PROJECT
@@ -400,7 +400,7 @@ def test_the_initrd_makes_the_kind_of_root_that_the_class_has(client: Client, re
 @pytest.mark.parametrize("kind", HomeKind.values)
 def test_the_initrd_makes_the_kind_of_home_that_the_class_has(client: Client, release: Release, kind: str) -> None:
     ClientClass.objects.filter(pk=release.client_class_id).update(home_kind=kind)
-    text = netboot.boot_plan(form(token_of(MAC), MAC))
+    text = plans.boot_plan(form(token_of(MAC), MAC))
     script = 'fail() { echo "$@"; exit 1; }; . images/initrd/plan.sh; . images/initrd/share.sh; read_plan && check_plan && echo "$plan_home_kind"'
     for said, answer in (
         (text, kind),
@@ -428,7 +428,7 @@ fail() { echo "$@"; exit 1; }
 . images/initrd/share.sh
 read_plan && check_plan && echo "$plan_fetch $root_memory $share_host $share_port $share_path"
 """
-    text = netboot.boot_plan(form(token_of(MAC), MAC))
+    text = plans.boot_plan(form(token_of(MAC), MAC))
     shell = subprocess.run(
         ["busybox", "sh", "-c", script], input=text, capture_output=True, text=True, check=False, cwd=PROJECT
     )
@@ -459,7 +459,7 @@ def test_a_client_waits_where_its_class_needs_a_share_that_the_server_lost(
 
 
 def test_the_initrd_takes_the_plan(client: Client) -> None:
-    text = netboot.boot_plan(form(token_of(MAC), MAC))
+    text = plans.boot_plan(form(token_of(MAC), MAC))
     script = """
 fail() { echo "$@"; exit 1; }
 . images/initrd/plan.sh
@@ -506,9 +506,9 @@ def test_a_damaged_kernel_or_initrd_is_not_sent_and_the_board_says_so(
     home = HomeTemplate.objects.get(image=version.image)
     Release.objects.update(current=False)
     Release.objects.create(client_class=world.gamer, version=version, home=home)
-    assert "/store/" in netboot.client_script({"mac": MAC})
+    assert "/store/" in scripts.client_script({"mac": MAC})
     flip_a_bit(paths(store, version)[part])
-    script = netboot.client_script({"mac": MAC})
+    script = scripts.client_script({"mac": MAC})
     assert f"stored-1 is not started: its {part} is damaged in the store." in script
     assert "/store/" not in script
     client.refresh_from_db()
@@ -522,7 +522,7 @@ def test_a_version_that_no_trusted_builder_signed_is_not_started(client: Client,
     said = plan(token)
     assert said["action"] == "wait"
     assert re.match("gamer-1 is not started: it is signed by the key image-[0-9a-f]{8}, which this", said["reason"])
-    assert "gamer-1 is not started" in netboot.client_script({"mac": MAC})
+    assert "gamer-1 is not started" in scripts.client_script({"mac": MAC})
 
 
 def test_a_class_without_a_release_waits(client: Client) -> None:

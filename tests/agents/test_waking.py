@@ -13,7 +13,7 @@ from django.test import Client as Browser
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from agents import evidence, freezing, netboot, schedule, sending, services, waking
+from agents import evidence, freezing, schedule, scripts, sending, services, waking
 from agents.models import BootSession, Cap, Command, CommandStatus, SessionStatus, Verb, Wake
 from agents.power import relays
 from fleet.models import Admission, AuditEntry, Client, ClientState
@@ -310,7 +310,7 @@ def both(command: Command) -> None:
 
 def firmware_asks(command: Command) -> None:
     gateway_sent(command)
-    netboot.client_script({"mac": command.client.mac})
+    scripts.client_script({"mac": command.client.mac})
 
 
 @pytest.mark.parametrize(

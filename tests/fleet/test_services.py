@@ -7,7 +7,7 @@ import pytest
 from django.contrib.auth.models import AnonymousUser, User
 from django.utils import timezone
 
-from fleet import audit, services
+from fleet import audit, classifying, services
 from fleet.exceptions import Forbidden, OperatorError
 from fleet.hardware import Adapter
 from fleet.models import (
@@ -38,30 +38,37 @@ def last() -> AuditEntry:
     return entry
 
 
+def classify(client: Client, adapters: list[Adapter], actor: str) -> ClientClass | None:
+    """The class of a client, by its rules, as it is written down."""
+    found = classifying.class_of(client, adapters, classifying.rules_of(client.site))
+    classifying.settle([(client, found)], actor)
+    return found.target
+
+
 @pytest.mark.parametrize(("adapters", "slug"), [([CIRRUS], "gamer"), ([ATI], "contest"), ([ATI, CIRRUS], "gamer")])
 def test_a_client_is_of_the_class_whose_rule_its_adapter_fits(
     world: World, client: Client, adapters: list[Adapter], slug: str
 ) -> None:
-    found = services.classify(client, adapters, actor="boot")
+    found = classify(client, adapters, actor="boot")
     client.refresh_from_db()
     assert found == client.client_class == ClientClass.objects.get(slug=slug)
     entry = last()
     assert (entry.action, entry.actor, entry.site) == ("client.classified", "boot", world.clubroom)
     assert (entry.detail["was"], entry.detail["now"]) == ("", str(found))
     assert " by " in entry.detail["why"]
-    services.classify(client, adapters, actor="boot")
+    classify(client, adapters, actor="boot")
     assert AuditEntry.objects.count() == 1, "the same class again is nothing new"
 
 
 def test_rules_of_another_site_do_not_count(world: World) -> None:
     elsewhere = make_client(world.school)
-    assert services.classify(elsewhere, [CIRRUS], actor="boot") is None
+    assert classify(elsewhere, [CIRRUS], actor="boot") is None
 
 
 def test_a_pinned_client_keeps_its_class(world: World, client: Client) -> None:
     client.client_class, client.class_pinned = world.contest, True
     client.save()
-    assert services.classify(client, [CIRRUS], actor="boot") == world.contest
+    assert classify(client, [CIRRUS], actor="boot") == world.contest
     assert not AuditEntry.objects.exists()
 
 
@@ -69,18 +76,18 @@ def test_what_no_rule_fits_waits_or_is_of_the_default_class_as_the_site_chooses(
     site = world.clubroom
     site.default_class = world.contest
     site.save()
-    assert services.classify(client, [OTHER], actor="boot") is None
+    assert classify(client, [OTHER], actor="boot") is None
     site.unknown_hardware = UnknownHardware.DEFAULT
     site.save()
     client.refresh_from_db()
-    assert services.classify(client, [OTHER], actor="boot") == world.contest
+    assert classify(client, [OTHER], actor="boot") == world.contest
     assert last().detail["why"] == "no rule matches"
 
 
 def test_a_rule_made_later_counts_at_the_next_boot(world: World, client: Client) -> None:
-    assert services.classify(client, [OTHER], actor="boot") is None
+    assert classify(client, [OTHER], actor="boot") is None
     HardwareRule.objects.create(site=world.clubroom, client_class=world.gamer, vendor="8086")
-    assert services.classify(client, [OTHER], actor="boot") == world.gamer
+    assert classify(client, [OTHER], actor="boot") == world.gamer
 
 
 @pytest.mark.parametrize("admission", [Admission.MAINTENANCE, Admission.RETIRED, Admission.PENDING])

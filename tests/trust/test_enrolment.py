@@ -7,7 +7,7 @@ import time_machine
 from django.test import Client as Browser
 from django.utils import timezone
 
-from agents import netboot
+from agents import scripts
 from agents.board.facts import Notice
 from agents.board.reading import read
 from fleet import enrolment
@@ -29,7 +29,7 @@ def world(world: World) -> World:
 
 def appears(mac: str, site: Site) -> str:
     """What becomes of a client that was never seen."""
-    netboot.client_script({"mac": mac, "site": site.slug})
+    scripts.client_script({"mac": mac, "site": site.slug})
     return Client.objects.get(mac=mac).admission
 
 

@@ -13,7 +13,7 @@ from django.core.management import CommandError, call_command
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from agents import netboot, rotation, sending
+from agents import rotation, scripts, sending
 from agents.models import BootSession, BootToken, Command, CommandStatus
 from agents.signing import ids, public_keys
 from fleet.exceptions import SiteError, WrongState
@@ -232,7 +232,7 @@ def test_the_session_key_waits_for_boots_that_know_only_the_present_one(room: Wo
     assert running.startswith(f"pc-01: booted before {slots.next} was published")
     assert underway == f"pc-02: starting with a command line that does not know {slots.next}"
     BootToken.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
-    script = netboot.client_script({"mac": client.mac})
+    script = scripts.client_script({"mac": client.mac})
     keys_told = script.partition("fleet.keys=")[2].split()[0].split(",")
     assert len(keys_told) == 2, "a boot from now on knows both from its command line"
     assert plan_of(client)["session_keys"].count(":") == 2

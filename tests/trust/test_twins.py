@@ -9,7 +9,7 @@ from django.test import Client as Browser
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from agents import attendance, netboot, twins
+from agents import attendance, plans, twins
 from agents.board.reading import read
 from agents.models import BootSession, SessionStatus
 from fleet import services
@@ -101,9 +101,9 @@ def test_a_plan_asked_for_twice_by_one_boot_is_one_machine(client_pc: Client) ->
     boot_id = str(uuid.uuid4())
     Client.objects.update(admission="pending")
     token = token_of(client_pc.mac)
-    netboot.boot_plan(form(token, client_pc.mac, boot_id=boot_id))
+    plans.boot_plan(form(token, client_pc.mac, boot_id=boot_id))
     Client.objects.update(admission="in-service")
-    netboot.boot_plan(form(token, client_pc.mac, boot_id=boot_id))
+    plans.boot_plan(form(token, client_pc.mac, boot_id=boot_id))
     plan_of(client_pc, boot_id=boot_id)
     assert not alarmed(client_pc)
 

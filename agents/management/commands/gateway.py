@@ -1,23 +1,13 @@
-import socket
-from typing import TYPE_CHECKING, Any
+import asyncio
+import gc
+import resource
+import signal
+from typing import Any
 
-import uvicorn
+import uvloop
 from django.core.management.base import BaseCommand, CommandParser
 
-if TYPE_CHECKING:
-    from agents.gateway.app import Gateway
-
-
-class Server(uvicorn.Server):
-    """Ends the parked polls before uvicorn waits for its connections: they would make it wait for ever."""
-
-    def __init__(self, config: uvicorn.Config, gateway: "Gateway") -> None:
-        super().__init__(config)
-        self._gateway = gateway
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._gateway.close()
-        await super().shutdown(sockets)
+GRACE_S = 5.0  # for those who are being answered when we are told to end
 
 
 class Command(BaseCommand):
@@ -28,22 +18,27 @@ class Command(BaseCommand):
         parser.add_argument("--port", type=int, default=8001)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        from agents.gateway.app import Gateway
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each connection is an open file
+        uvloop.run(_serve(options["host"], options["port"]))
 
-        gateway = Gateway()
-        config = uvicorn.Config(
-            gateway,
-            host=options["host"],
-            port=options["port"],
-            loop="uvloop",
-            http="httptools",
-            ws="none",
-            access_log=False,
-            log_level="warning",
-            log_config=None,  # it logs as all of us (fleet.logs)
-            timeout_keep_alive=75,  # longer than a hold: the daemon keeps one connection
-            timeout_graceful_shutdown=5,
-            backlog=4096,
-            server_header=False,
-        )
-        Server(config, gateway).run()
+
+async def _serve(host: str, port: int) -> None:
+    from agents.gateway.app import Gateway
+    from agents.gateway.server import Server
+
+    gateway = Gateway()
+    server = Server(gateway.handle, gateway.streams, gateway.lost)
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    gc.freeze()  # what is here now stays: it need not be looked through again and again
+    gateway.open()
+    await server.listen(host, port)
+    tidying = asyncio.create_task(server.tidy())
+    await told.wait()
+    gateway.close()
+    await server.close(GRACE_S)
+    tidying.cancel()
+    await gateway.end()
