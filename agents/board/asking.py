@@ -1,5 +1,6 @@
 """The form of a new campaign: what a person types, and the campaign that makes."""
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -54,15 +55,19 @@ class CampaignForm(forms.Form):
     seconds = _number("Message stands, seconds", 3600, f"Empty: {arguments.SECONDS}.")
 
     canary = _number("Canary", hint="So many go first, alone.")
-    wave_by = forms.ChoiceField(label="Waves", choices=WaveBy.choices, required=False)
+    wave_by = forms.ChoiceField(label="Waves", choices=WaveBy.choices, initial=WaveBy.ALL, required=False)
     share = _number("Share of a wave, %", 100, "For waves by share.", least=1)
     spread_s = _number("Spread of a wave, seconds", hint="Its PCs have their turn over so long.")
     success_percent = _number("Next wave after, % succeeded", 100)
     failed_percent = _number("Too many are, % failed", 100, "More than that: it pauses or aborts.")
     judged_after = _number("Judged after", hint="So many must have ended before that counts.", least=1)
-    on_failure = forms.ChoiceField(label="When too many failed", choices=OnFailure.choices, required=False)
+    on_failure = forms.ChoiceField(
+        label="When too many failed", choices=OnFailure.choices, initial=OnFailure.PAUSE, required=False
+    )
 
-    offline = forms.ChoiceField(label="Who is not connected", choices=Offline.choices, required=False)
+    offline = forms.ChoiceField(
+        label="Who is not connected", choices=Offline.choices, initial=Offline.SKIP, required=False
+    )
     wait_until = _moment("Waited for until", "Empty: until it expires.")
     starts_at = _moment("Starts", "Empty: at once.")
     expires_at = _moment("Expires", "Empty: an hour after it starts.")
@@ -73,7 +78,7 @@ class CampaignForm(forms.Form):
         label="Beyond the site's caps", required=False, help_text="A second person has to approve it."
     )
 
-    def __init__(self, site: Site, said: QueryDict | None = None) -> None:
+    def __init__(self, site: Site, said: QueryDict | None = None, clients: Sequence[str] = ()) -> None:
         super().__init__(said)
         self.site = site
         seats = Client.objects.filter(site=site).values_list("seat", flat=True)
@@ -90,7 +95,7 @@ class CampaignForm(forms.Form):
             field = self.fields[kind]
             assert isinstance(field, forms.MultipleChoiceField)
             field.choices = list(choices)
-        self.clients = said.getlist("client") if said else []
+        self.clients = list(clients)
 
     @property
     def chosen(self) -> list[str]:
@@ -122,7 +127,7 @@ class CampaignForm(forms.Form):
             "Limits": ("force", "beyond_cap"),
         }
         return [
-            (title, any(self[name].data for name in names), [self[name] for name in names])
+            (title, any(self[name].data not in _nothing(self[name]) for name in names), [self[name] for name in names])
             for title, names in groups.items()
         ]
 
@@ -132,6 +137,11 @@ class CampaignForm(forms.Form):
         return [
             self[kind] for kind in ("classes", "tags", "rows", "states") if getattr(self.fields[kind], "choices", [])
         ]
+
+
+def _nothing(field: forms.BoundField) -> tuple[Any, ...]:
+    """What stands in a field that nobody touched."""
+    return (None, False, "", field.field.initial)
 
 
 def _is_key(text: str) -> bool:

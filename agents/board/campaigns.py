@@ -17,6 +17,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from agents import campaigns, targets
 from agents.board.asking import CampaignForm
+from agents.board.freezes import switch
 from agents.board.progress import read_progress
 from agents.board.visiting import may_operate, may_release, person, status_of, visible_site
 from agents.models import Campaign, CampaignStatus
@@ -54,7 +55,7 @@ def all_of(request: HttpRequest, slug: str) -> HttpResponse:
     site = visible_site(request, slug)
     if request.method != "POST":
         return _list(request, site, CampaignForm(site))
-    form = CampaignForm(site, request.POST)
+    form = CampaignForm(site, request.POST if "reason" in request.POST else None, request.POST.getlist("client"))
     try:
         if not may_operate(request, site):
             raise Forbidden(f"You may not order anything at {site}.", hint="A volunteer of the site may.", site=site)
@@ -120,7 +121,7 @@ def _list(
             "more_waves": max(0, len(look.waves) - _MOST_WAVES),
             "takes": _lasts(look.takes_s),
         }
-    return render(request, "board/campaigns.html", context, status=status_of(problem))
+    return render(request, "board/campaigns.html", context | switch(request, site), status=status_of(problem))
 
 
 def _some(names: Sequence[str]) -> str:
@@ -176,7 +177,7 @@ def _page(request: HttpRequest, site: Site, row: Campaign, problem: OperatorErro
     }
     by_script = request.headers.get("X-Requested-With") == "fetch"
     template = "board/progress.html" if by_script else "board/campaign.html"
-    return render(request, template, context, status=status_of(problem))
+    return render(request, template, context | switch(request, site), status=status_of(problem))
 
 
 def _allowed(request: HttpRequest, site: Site, row: Campaign) -> list[tuple[str, str]]:

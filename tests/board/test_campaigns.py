@@ -195,6 +195,7 @@ def test_pcs_chosen_on_the_board_come_with_it(world: World, hall: dict[str, Clie
     text = as_(world.vera).post(CAMPAIGNS, {"client": str(hall["A3"].pk)}).content.decode()
     assert "Of these PCs: <b>A3</b>" in text
     assert 'role="alert" hidden' in text
+    assert "aria-invalid" not in text
     stranger = make_hall(world.school, "S1")["S1"]
     answer = as_(world.vera).post(CAMPAIGNS, asked(client=str(stranger.pk), confirmed=str(uuid.uuid4())))
     assert answer.status_code == 400
