@@ -144,7 +144,7 @@ class OrderLine:
     total: int
     ended: int
     succeeded: int
-    queued: int
+    waiting: int  # that can still be taken back
     fates: tuple[Fate, ...]
     more_fates: int
     running: tuple[tuple[str, str], ...]

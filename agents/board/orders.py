@@ -10,6 +10,7 @@ from django.urls import reverse
 from agents.board.facts import PHASES, STEPS, Fact, Fate, OrderLine, Phase
 from agents.models import Command, CommandStatus, Order
 from agents.seats import natural, seat_of
+from agents.services import CANCELLABLE
 from fleet.models import Site
 
 RECENT_ORDERS = 8
@@ -66,7 +67,7 @@ def _line(site: Site, order: Order, tally: dict[str, int], ended_at: Any, comman
         total=total,
         ended=ended,
         succeeded=tally.get(CommandStatus.SUCCEEDED, 0),
-        queued=tally.get(CommandStatus.QUEUED, 0),
+        waiting=sum(tally.get(status, 0) for status in CANCELLABLE),
         fates=tuple(fates[:MOST_FATES]),
         more_fates=max(0, len(fates) - MOST_FATES),
         running=() if only else _running(commands),

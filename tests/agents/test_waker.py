@@ -90,12 +90,13 @@ def look(*wakers: Waker) -> None:
     async def all_of_them() -> None:
         for one in wakers:
             database = one._database = OneThread()
-            writing = asyncio.create_task(database.run())
+            lanes = [asyncio.create_task(lane()) for lane in database.lanes()]
             try:
                 await one.look()
             finally:
                 await database.write(connections.close_all)
-                writing.cancel()
+                for lane in lanes:
+                    lane.cancel()
                 database.close()
 
     asyncio.run(all_of_them())

@@ -136,9 +136,9 @@ def test_ranges_and_all_that_are_shown(room: Room) -> None:
 
 def test_queued_commands_are_cancelled_from_their_panel(room: Room) -> None:
     page = room.live(room.world.vera)
-    page.get_by_role("button", name="Cancel 1 queued").click()
-    expect(page.locator("[data-said]")).to_have_text("Taken back: 1 command.")
-    expect(page.locator(".order").first).to_contain_text("5 of 8 ended")
+    page.get_by_role("button", name="Cancel 2 waiting").click()
+    expect(page.locator("[data-said]")).to_have_text("Taken back: 2 commands.")
+    expect(page.locator(".order").first).to_contain_text("6 of 8 ended")
     assert Command.objects.filter(client__seat="B8", status=CommandStatus.CANCELLED).exists()
 
 

@@ -69,14 +69,14 @@ def test_an_order_shows_how_many_ended_and_which_failed_why(world: World) -> Non
     cycled(commands[0], 10, 2048, 900)
     advance(commands[3], CommandStatus.SENT, CommandStatus.REFUSED, reason="the signature is wrong")
     (line,) = orders(world.clubroom)
-    assert (line.whom, line.total, line.ended, line.succeeded, line.failed, line.queued) == ("4 PCs", 4, 2, 1, 1, 2)
+    assert (line.whom, line.total, line.ended, line.succeeded, line.failed, line.waiting) == ("4 PCs", 4, 2, 1, 1, 2)
     assert [(fate.seat, fate.status, fate.explanation) for fate in line.fates] == [
         ("A10", "refused", "the signature is wrong")
     ]
     assert line.running == (("Queued", "A2, A3"),)
     page = visit(world.vera, BOARD)[1]
     assert "2 of 4 ended" in page
-    assert "Cancel 2 queued" in page
+    assert "Cancel 2 waiting" in page
 
 
 def test_an_order_to_one_pc_shows_its_way_and_then_its_phases(world: World) -> None:
