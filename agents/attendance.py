@@ -1,5 +1,6 @@
 """Sessions of daemons: opened, seen, closed. What the gateway writes about who is there."""
 
+import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
+from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
@@ -15,9 +17,9 @@ from agents import judging
 from agents.daemon import protocol
 from agents.evidence import silences
 from agents.models import BootSession, SessionStatus
-from agents.observing import locked_all, observe_all
+from agents.observing import locked, locked_all, observe, observe_all
 from fleet.exceptions import WrongState
-from fleet.models import ClientState
+from fleet.models import Client, ClientState
 from fleet.rows import update_rows
 
 MOST = 1000  # sessions in one statement
@@ -53,6 +55,10 @@ def clean_facts(facts: object) -> dict[str, Any]:
         if not isinstance(value, str) or len(value) > 200 or not value.isprintable():
             raise BadFacts(f"{key} is not a short text.")
         clean[key] = value
+    if (network := facts.get("network")) is not None:
+        if network != "" and not _is_network(network):
+            raise BadFacts("network is no IPv4 network.")
+        clean["network"] = network
     times = facts.get("boot_ms", {})
     if not isinstance(times, dict) or len(times) > 20:
         raise BadFacts("boot_ms is not an object of stages.")
@@ -73,19 +79,33 @@ def clean_facts(facts: object) -> dict[str, Any]:
     return clean
 
 
+def _is_network(value: object) -> bool:
+    """Whether it is an IPv4 network in its one spelling: clients of one LAN must say the same."""
+    try:
+        return isinstance(value, str) and str(ipaddress.IPv4Network(value)) == value
+    except ValueError:
+        return False
+
+
 class Known(NamedTuple):
     """A session, as its bearer shows it."""
 
     pk: UUID
     client_id: UUID
     status: str
+    command_keys: str
 
 
 def sessions_by(bearers: Sequence[str]) -> list[Known | None]:
     """The sessions of bearers, which are told by their hashes."""
     rows = BootSession.objects.filter(bearer_digest__in=bearers).order_by()
-    known = {row[0]: Known(*row[1:]) for row in rows.values_list("bearer_digest", "pk", "client_id", "status")}
+    known = {row[0]: Known(*row[1:]) for row in rows.values_list("bearer_digest", *Known._fields)}
     return [known.get(bearer) for bearer in bearers]
+
+
+def told_keys(session: UUID) -> str:
+    """The ids of the command keys that the daemon of a session was told last."""
+    return BootSession.objects.values_list("command_keys", flat=True).get(pk=session)
 
 
 def session_of(bearer: str) -> BootSession:
@@ -94,40 +114,51 @@ def session_of(bearer: str) -> BootSession:
 
 
 class Opening(NamedTuple):
-    """A daemon is up."""
+    """A daemon is up. ``speaks`` is its protocol, ``command_keys`` the ids of the keys that it is told now."""
 
     session: UUID
     client: UUID
     boot_id: str
     facts: Mapping[str, Any]
+    speaks: int = 1
+    command_keys: str = ""
 
 
-def open_session(session: BootSession, boot_id: str, facts: Mapping[str, Any]) -> None:
-    """The daemon is up. Raises WrongState for a session that was superseded, or opened by another boot."""
-    (error,) = open_sessions([Opening(session.pk, session.client_id, boot_id, facts)])
+def open_session(
+    session: BootSession, boot_id: str, facts: Mapping[str, Any], *, speaks: int = 1, command_keys: str = ""
+) -> None:
+    """The daemon is up. Raises WrongState for a session that was superseded or revoked, or opened by another boot."""
+    (error,) = open_sessions([Opening(session.pk, session.client_id, boot_id, facts, speaks, command_keys)])
     if error is not None:
         raise error
 
 
 @transaction.atomic
 def open_sessions(openings: Sequence[Opening]) -> list[WrongState | None]:
-    """The daemons are up; the WrongState of each session that was superseded, or opened by another boot."""
+    """The daemons are up; the WrongState of each session that was superseded or revoked, or opened by another boot."""
     states = locked_all({opening.client for opening in openings})
     rows = BootSession.objects.filter(pk__in=[opening.session for opening in openings]).order_by()
-    before = {row[0]: row[1:] for row in rows.values_list("pk", "boot_id", "status", "opened_at")}
+    before = {row[0]: row[1:] for row in rows.values_list("pk", "boot_id", "status", "opened_at", "command_keys")}
     now = timezone.now()
     opened: dict[UUID, Opening] = {}
     outcomes: list[WrongState | None] = []
     for opening in openings:
-        boot_id, status, _ = before[opening.session]
+        boot_id, status, *_ = before[opening.session]
         wrong = str(boot_id) != opening.boot_id or status not in BootSession.TRANSITIONS[SessionStatus.OPEN]
         outcomes.append(_not_opened(opening) if wrong else None)
         if not wrong:
             opened[opening.session] = opening
-    changes = (
-        (pk, SessionStatus.OPEN, before[pk][2] or now, dict(opening.facts), now) for pk, opening in opened.items()
-    )
-    update_rows(BootSession, ["status", "opened_at", "facts", "last_seen"], changes)
+    changes = []
+    for pk, opening in opened.items():
+        *_, opened_at, command_keys = before[pk]
+        keys = opening.command_keys or command_keys
+        changes.append((pk, SessionStatus.OPEN, opened_at or now, dict(opening.facts), opening.speaks, keys, now))
+    columns = ["status", "opened_at", "facts", "protocol", "command_keys", "last_seen"]
+    update_rows(BootSession, columns, changes)
+    for network, those in _by(lambda one: one.facts.get("network"), opened.values()).items():
+        if network:  # an old daemon says none
+            moved = Client.objects.filter(pk__in=[one.client for one in those]).exclude(network=network)
+            moved.update(network=network)
     for shown, clients in _by(lambda client: states[client], {one.client for one in opened.values()}).items():
         if shown != ClientState.CYCLING:
             observe_all(clients, shown if shown == ClientState.BOOTING else ClientState.READY, trouble="")
@@ -139,6 +170,17 @@ def _not_opened(opening: Opening) -> WrongState:
     if str(session.boot_id) != opening.boot_id:
         return WrongState(f"The {session} is another boot's.")
     return WrongState(f"The {session} cannot be opened: it is {session.get_status_display().lower()}.")
+
+
+@transaction.atomic
+def refuse_old(session: BootSession, speaks: int) -> str:
+    """A daemon speaks an older protocol than FLEET_PROTOCOL_FLOOR: noted as its client's trouble, in the words returned."""
+    least = settings.PROTOCOL_FLOOR
+    why = f"Its daemon speaks protocol {speaks}, and this server wants {least} at least: boot it with a newer version."
+    client = locked(session.client_id)
+    if client.trouble != why:
+        observe(client, ClientState(client.state), trouble=why)
+    return why
 
 
 class Says(NamedTuple):

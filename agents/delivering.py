@@ -1,15 +1,24 @@
 """What waits to be delivered to clients: read by the gateway, for many of them at once."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from uuid import UUID
 
+from agents import telling
 from agents.daemon import protocol
-from agents.models import Command, CommandStatus
+from agents.models import BootSession, Command, CommandStatus, SessionStatus, Verb
 
 
 def awaited() -> list[UUID]:
-    """Clients to which a command is on its way."""
-    return list(Command.objects.filter(status=CommandStatus.SENT).order_by().values_list("client_id", flat=True))
+    """Clients to which a command is on its way. One to be powered on asks for none."""
+    sent = Command.objects.filter(status=CommandStatus.SENT).exclude(verb=Verb.WAKE)
+    return list(sent.order_by().values_list("client_id", flat=True))
+
+
+def cut_off(since: datetime) -> set[UUID]:
+    """Sessions whose bearers are good no more, since then: revoked, or superseded by way of another gateway."""
+    over = (SessionStatus.SUPERSEDED, SessionStatus.REVOKED)
+    return set(BootSession.objects.filter(status__in=over, ended_at__gte=since).values_list("pk", flat=True))
 
 
 def envelopes(asked: Sequence[tuple[UUID, int]]) -> list[list[dict[str, str]]]:
@@ -17,9 +26,13 @@ def envelopes(asked: Sequence[tuple[UUID, int]]) -> list[list[dict[str, str]]]:
     sessions = [session for session, _ in asked]
     sent = Command.objects.filter(session__in=sessions, status=CommandStatus.SENT).order_by("sequence")
     found: dict[UUID | None, list[tuple[int, dict[str, str]]]] = {}
-    for command in sent.values_list("session", "sequence", "envelope", "signature", "key_id", named=True):
+    steps = []
+    columns = ("order", "pk", "client", "session", "sequence", "envelope", "signature", "key_id")
+    for command in sent.values_list(*columns, named=True):
         envelope = protocol.envelope(bytes(command.envelope), bytes(command.signature), command.key_id)
         found.setdefault(command.session, []).append((command.sequence or 0, envelope))
+        steps.append(telling.Step(command.order, command.pk, command.client, command.session))
+    telling.delivered(steps)
     return [
         [envelope for sequence, envelope in found.get(session, ()) if sequence > cursor] for session, cursor in asked
     ]

@@ -15,9 +15,9 @@ from uuid import UUID
 from django.db import transaction
 from django.utils import timezone
 
-from agents import capturing, metrics, restoring
+from agents import capturing, metrics, restoring, stories, telling
 from agents.daemon import protocol
-from agents.models import BootSession, Command, CommandStatus, RestoreResult, Verb
+from agents.models import BootSession, Command, CommandStatus, Verb
 from fleet import audit
 from fleet.exceptions import WrongState
 from fleet.models import Client
@@ -42,34 +42,28 @@ def end(command: Command, status: CommandStatus, reason: str = "", result: Mappi
     """Bring ``command`` to a terminal status; a cycle leaves its HomeRestore. Raises WrongState when it ended already."""
     how = End(status, reason[:300], dict(result or {}))
     move(command, status, finished_at=timezone.now(), reason=how.reason, result=how.result)
-    _follow({command.pk: (command.verb, how)})
+    _follow({command.pk: how})
 
 
-def _end_all(ends: Mapping[UUID, tuple[str, End]]) -> None:
+def _end_all(ends: Mapping[UUID, End]) -> None:
     """The same of many. The caller has locked them, and seen that they may go there."""
     now = timezone.now()
-    rows = ((pk, how.status, now, how.reason[:300], how.result) for pk, (_, how) in ends.items())
+    rows = ((pk, how.status, now, how.reason[:300], how.result) for pk, how in ends.items())
     update_rows(Command, ["status", "finished_at", "reason", "result"], rows)
     _follow(ends)
 
 
-def _follow(ends: Mapping[UUID, tuple[str, End]]) -> None:
-    """What else it means that commands end."""
-    cycles = {pk: how for pk, (verb, how) in ends.items() if verb == Verb.CYCLE and how.status in _RESTORES}
-    restoring.record(
-        {pk: restoring.Outcome(_RESTORES[how.status], how.reason, how.result) for pk, how in cycles.items()}
-    )
-    for pk, (verb, how) in ends.items():
-        if verb == Verb.CAPTURE and how.status != CommandStatus.SUCCEEDED:
-            capturing.discard(Command(pk=pk))
-
-
-_RESTORES = {
-    CommandStatus.SUCCEEDED: RestoreResult.RESTORED,
-    CommandStatus.FAILED: RestoreResult.FAILED,
-    CommandStatus.REFUSED: RestoreResult.REFUSED,
-    CommandStatus.LOST: RestoreResult.LOST,
-}
+def _follow(ends: Mapping[UUID, End]) -> None:
+    """What else it means that commands have ended."""
+    if not ends:
+        return
+    told = stories.of(ends)
+    cycles = [story for story in told if story.verb == Verb.CYCLE and story.status in restoring.RESULTS]
+    restores = restoring.record(cycles, {pk: how.result for pk, how in ends.items()})
+    telling.ended((story, restores.get(story.pk)) for story in told)
+    for story in told:
+        if story.verb == Verb.CAPTURE and story.status != CommandStatus.SUCCEEDED:
+            capturing.discard(Command(pk=story.pk))
 
 
 # --- reports -----------------------------------------------------------------------------------------------------
@@ -89,6 +83,8 @@ class _Standing:
     client: UUID
     verb: str
     status: str
+    order: UUID
+    session: UUID | None
     sent_at: datetime | None
     args: dict[str, Any]
     ends: End | None = None
@@ -105,7 +101,8 @@ def take_reports(told: Sequence[Told]) -> list[list[str]]:
     keys = {UUID(report["command"]) for one in told for report in one.reports}
     rows = Command.objects.select_for_update(no_key=True).filter(pk__in=keys).order_by("pk")
     standing = {
-        row[0]: _Standing(*row[1:]) for row in rows.values_list("pk", "client", "verb", "status", "sent_at", "args")
+        row[0]: _Standing(*row[1:])
+        for row in rows.values_list("pk", "client", "verb", "status", "order", "session", "sent_at", "args")
     }
     accepted: list[UUID] = []
     strange: list[tuple[UUID, str]] = []
@@ -124,7 +121,7 @@ def take_reports(told: Sequence[Told]) -> list[list[str]]:
             if was == CommandStatus.SENT and command.status == CommandStatus.ACCEPTED:
                 accepted.append(key)
     _accept(accepted, standing)
-    _end_all({key: (command.verb, command.ends) for key, command in standing.items() if command.ends})
+    _end_all({key: command.ends for key, command in standing.items() if command.ends})
     _write_down(strange)
     return answers
 
@@ -164,6 +161,9 @@ def _ended(key: UUID, command: _Standing, report: Mapping[str, Any]) -> End | No
     if command.verb == Verb.CAPTURE:
         with transaction.atomic():
             return End(*capturing.judge(_whole(key), report["result"]))
+    if command.verb == Verb.RELAY:
+        sent = report["result"].get("sent")
+        return End(CommandStatus.SUCCEEDED, "wake packets sent", {"sent": sent} if _count(sent) else {})
     return None
 
 
@@ -184,8 +184,10 @@ def _accept(keys: Sequence[UUID], standing: Mapping[UUID, _Standing]) -> None:
         return
     at = timezone.now()
     Command.objects.filter(pk__in=keys, status=CommandStatus.SENT).update(status=CommandStatus.ACCEPTED, accepted_at=at)
-    sent = [(standing[key].verb, standing[key].sent_at) for key in keys]
-    transaction.on_commit(partial(metrics.accepted, sent, at))
+    commands = [(key, standing[key]) for key in keys]
+    steps = [telling.Step(command.order, key, command.client, command.session) for key, command in commands]
+    transaction.on_commit(partial(metrics.accepted, [(command.verb, command.sent_at) for _, command in commands], at))
+    transaction.on_commit(partial(telling.accepted, steps))
 
 
 def _write_down(strange: Sequence[tuple[UUID, str]]) -> None:
@@ -239,20 +241,24 @@ def new_boots(boots: Iterable[Boot]) -> None:
     rows = commands.order_by("pk").values_list("pk", "client", "verb", "status", "session__boot_id")
     _end_all(
         {
-            pk: (verb, _by_new_boot(verb, status, began[client]))
+            pk: _by_new_boot(verb, status, began[client])
             for pk, client, verb, status, boot in rows
-            if boot is not None and boot != began[client]
+            if verb == Verb.WAKE or (boot is not None and boot != began[client])
         }
     )
 
 
 def _by_new_boot(verb: str, status: str, boot_id: UUID) -> End:
+    if verb == Verb.WAKE:
+        return End(CommandStatus.SUCCEEDED, f"booted: {boot_id}", {"boot": str(boot_id)})
     if status == CommandStatus.SENT:
         return End(CommandStatus.EXPIRED, "the client booted anew before it accepted", {})
     if verb == Verb.CYCLE:
         return End(CommandStatus.FAILED, "the client booted anew in the middle of the cycle", {})
     if verb == Verb.CAPTURE:
         return End(CommandStatus.FAILED, "the client booted anew in the middle of the capture", {})
+    if verb == Verb.RELAY:
+        return End(CommandStatus.FAILED, "the client booted anew before it said that it sent the packets", {})
     return End(CommandStatus.SUCCEEDED, f"booted anew: {boot_id}", {})
 
 
@@ -268,5 +274,5 @@ def silences(sessions: Collection[UUID], how: str) -> int:
         session__in=sessions, verb=Verb.POWEROFF, status=CommandStatus.ACCEPTED
     )
     keys = list(accepted.order_by("pk").values_list("pk", flat=True))
-    _end_all({key: (Verb.POWEROFF, End(CommandStatus.SUCCEEDED, how, {})) for key in keys})
+    _end_all({key: End(CommandStatus.SUCCEEDED, how, {}) for key in keys})
     return len(keys)

@@ -16,12 +16,12 @@ from django.db import IntegrityError, transaction
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
-from agents import evidence, judging
+from agents import evidence, judging, twins
 from agents.daemon import protocol
 from agents.models import BootSession, BootToken, SessionStatus
 from agents.netboot import RETRY_S, Refusal
 from agents.observing import observe_all
-from agents.signing import public_keys
+from agents.signing import ids, public_keys
 from fleet import classifying
 from fleet.exceptions import WrongState
 from fleet.hardware import Adapter, parse_adapters
@@ -41,6 +41,7 @@ class Begun(NamedTuple):
     pk: UUID
     client_id: UUID
     bearer_digest: str
+    command_keys: str  # the ids of those that its daemon is told
 
 
 class Plan(NamedTuple):
@@ -106,6 +107,7 @@ class _Released:
         self.layers_of = cache(_layers_of)
         self.lines_of = cache(bootplan.of)
         self.keys = {f"{kind}_keys": public_keys(settings.PUBLIC_KEYS, kind) for kind in ("command", "session")}
+        self.key_ids = {name: ids(told) for name, told in self.keys.items()}
 
 
 def _layers_of(client_class: ClientClass, version: ImageVersion) -> list[LayerBuild] | WrongState:
@@ -147,7 +149,7 @@ def _plans(
         except Refusal as refusal:
             plans[number] = refusal
     _write_down(drafts.values())
-    begun = _begin([draft for draft in drafts.values() if draft.release])
+    begun = _begin([draft for draft in drafts.values() if draft.release], released.key_ids)
     for number, draft in drafts.items():
         if draft.release is None:
             plans[number] = Plan(draft.text)
@@ -233,11 +235,15 @@ def _write_down(drafts: Collection[_Draft]) -> None:
     BootToken.objects.filter(pk__in=[draft.token.pk for draft in drafts if draft.used]).update(used_at=now)
 
 
-def _begin(drafts: Sequence[_Draft]) -> dict[UUID, tuple[Begun, str]]:
-    """A session for each boot, in the place of any older one of its client; by client, with their bearer tokens."""
+def _begin(drafts: Sequence[_Draft], keys: Mapping[str, str]) -> dict[UUID, tuple[Begun, str]]:
+    """A session for each boot, in the place of any older one of its client; by client, with their bearer tokens.
+
+    ``keys`` are the ids of those that they are told.
+    """
     if not drafts:
         return {}
     clients, now = [draft.token.client_id for draft in drafts], timezone.now()
+    twins.booted([(draft.token.client, UUID(draft.boot_id)) for draft in drafts])
     # A lost one too: it would open again as soon as it is heard of.
     alive = (*BootSession.LIVE, SessionStatus.LOST)
     older = list(BootSession.objects.filter(client__in=clients, status__in=alive).values_list("pk", flat=True))
@@ -247,11 +253,11 @@ def _begin(drafts: Sequence[_Draft]) -> dict[UUID, tuple[Begun, str]]:
     begun, rows = {}, []
     for draft in drafts:
         client, bearer = draft.token.client, secrets.token_hex(32)
-        session = Begun(uuid4(), client.pk, token_hash(bearer))
+        session = Begun(uuid4(), client.pk, token_hash(bearer), keys["command_keys"])
         begun[client.pk] = (session, bearer)
-        rows.append((*session, draft.boot_id, client.client_class_id, draft.release))
+        rows.append((*session[:3], draft.boot_id, client.client_class_id, draft.release))
     columns = ["id", "client", "bearer_digest", "boot_id", "client_class", "release"]
-    if insert_rows(BootSession(planned_at=now, last_seen=now), columns, rows) != len(rows):
+    if insert_rows(BootSession(planned_at=now, last_seen=now, **keys), columns, rows) != len(rows):
         raise IntegrityError("A client has a live session already.")
     evidence.new_boots([evidence.Boot(draft.token.client_id, UUID(draft.boot_id)) for draft in drafts])
     observe_all(clients, ClientState.BOOTING, trouble="")
@@ -266,6 +272,7 @@ def _to_boot(draft: _Draft, release: Release, session: Begun, bearer: str, relea
     return _lines(
         action="boot",
         boot=draft.boot_id,
+        daemon=protocol.VERSION,
         session=session.pk,
         bearer=bearer,
         client=client.pk,

@@ -1,72 +1,61 @@
 """The rows that restores of homes leave: one for each cycle that ended, whoever says how, sealed into its site's chain."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from agents import metrics
-from agents.models import Command, HomeRestore, RestoreResult
+from agents.models import CommandStatus, HomeRestore, RestoreResult
+from agents.stories import Story
 from fleet import audit
-from fleet.models import Client, Site
+from fleet.models import Site
 from fleet.rows import insert_rows
 
 PHASES = ("kill", "unmount", "restore", "verify", "login", "total")
-# Of the command, its order, its client and its boot: what a row tells, and what it is told by.
-_TELLING = (
-    *("pk", "order", "order__site", "order__reason", "order__ordered_by__username", "args"),
-    *("client", "client__name", "client__seat", "client__client_class__name"),
-    *("session", "session__client_class__name"),
-)
+RESULTS = {
+    CommandStatus.SUCCEEDED: RestoreResult.RESTORED,
+    CommandStatus.FAILED: RestoreResult.FAILED,
+    CommandStatus.REFUSED: RestoreResult.REFUSED,
+    CommandStatus.LOST: RestoreResult.LOST,
+}
 _OWN = (
     *("client", "command", "client_name", "class_name", "asked_by", "reason", "result", "explanation"),
     *("template", "expected", "before", "after", "files", "bytes", "killed", "phases_ms"),
 )
+_KEYS = ("client", "command")
 
 
-class Outcome(NamedTuple):
-    """How a cycle ended; ``result`` is what the client measured (docs/protocol.md), in its right form."""
+def record(cycles: Sequence[Story], measured: Mapping[UUID, Mapping[str, Any]]) -> dict[UUID, HomeRestore]:
+    """Write down the restores of these cycles, which have ended, and seal them, within the present transaction; by command.
 
-    restore: RestoreResult
-    explanation: str
-    result: Mapping[str, Any]
-
-
-def record(outcomes: Mapping[UUID, Outcome]) -> None:
-    """Write down the restores of these commands and seal them, within the present transaction."""
-    if not outcomes:
-        return
-    rows = Command.objects.filter(pk__in=outcomes).order_by("pk").values_list(*_TELLING)
-    by_site: dict[int, list[HomeRestore]] = {}
-    orders: dict[UUID, str] = {}
-    for row in rows:
-        told = dict(zip(_TELLING, row, strict=True))
-        restore = _of(told, outcomes[told["pk"]])
-        by_site.setdefault(told["order__site"], []).append(restore)
-        orders[told["pk"]] = str(told["order"])
-    for site in Site.objects.in_bulk(by_site).values():
-        _seal(site, by_site[site.pk], orders)
+    ``measured`` is what their clients told (docs/protocol.md), in its right form.
+    """
+    sites = Site.objects.in_bulk({cycle.site for cycle in cycles}) if cycles else {}
+    restores: dict[UUID, HomeRestore] = {}
+    for pk, site in sites.items():
+        mine = [cycle for cycle in cycles if cycle.site == pk]
+        restores |= _seal(site, mine, [_row(cycle, measured[cycle.pk]) for cycle in mine])
+    return restores
 
 
-def _of(told: Mapping[str, Any], outcome: Outcome) -> HomeRestore:
-    measured = outcome.result
+def _row(cycle: Story, measured: Mapping[str, Any]) -> HomeRestore:
     phases = measured.get("phases_ms", {})
-    by = "session__client_class__name" if told["session"] else "client__client_class__name"
     return HomeRestore(
-        site_id=told["order__site"],
-        client_id=told["client"],
-        command_id=told["pk"],
-        client_name=str(Client(name=told["client__name"], seat=told["client__seat"]))[:100],
-        class_name=told[by] or "",
-        asked_by=told["order__ordered_by__username"] or audit.actor_name(None),
-        reason=told["order__reason"],
-        result=outcome.restore,
-        explanation=outcome.explanation[:300],
+        site_id=cycle.site,
+        client_id=cycle.client,
+        command_id=cycle.pk,
+        client_name=cycle.who[:100],
+        class_name=cycle.class_name,
+        asked_by=cycle.by or audit.actor_name(None),
+        reason=cycle.why,
+        result=RESULTS[CommandStatus(cycle.status)],
+        explanation=cycle.reason,
         template=measured.get("template", ""),
-        expected=told["args"].get("home_digest", ""),
+        expected=cycle.args.get("home_digest", ""),
         before=measured.get("before", ""),
         after=measured.get("after", ""),
         files=measured.get("files"),
@@ -76,20 +65,19 @@ def _of(told: Mapping[str, Any], outcome: Outcome) -> HomeRestore:
     )
 
 
-def _seal(site: Site, restores: list[HomeRestore], orders: Mapping[UUID, str]) -> None:
+def _seal(site: Site, cycles: Sequence[Story], restores: Sequence[HomeRestore]) -> dict[UUID, HomeRestore]:
     """Store the rows of a site, all at the same moment, and an entry for each."""
     now = timezone.now()
     rows = ([getattr(restore, f"{name}_id" if name in _KEYS else name) for name in _OWN] for restore in restores)
     if insert_rows(HomeRestore(site=site, at=now), _OWN, rows) != len(restores):
         raise IntegrityError("One of these restores was written down before.")
-    keys = dict(HomeRestore.objects.filter(command__in=orders).values_list("command", "pk"))
+    stored = HomeRestore.objects.filter(command__in=[cycle.pk for cycle in cycles])
+    keys = dict(stored.order_by().values_list("command", "pk"))
     events = []
-    for restore in restores:
-        restore.pk, restore.at = keys[restore.command_id], now
-        detail = {"result": str(restore.result), "order": orders[restore.command_id]}
+    for cycle, restore in zip(cycles, restores, strict=True):
+        restore.pk, restore.at = keys[cycle.pk], now
+        detail = {"result": str(restore.result), "order": str(cycle.order)}
         events.append(audit.Event("restore", restore, restore.asked_by, detail))
     audit.record_many(site, events)
     transaction.on_commit(partial(metrics.restored, restores))
-
-
-_KEYS = ("client", "command")
+    return {cycle.pk: restore for cycle, restore in zip(cycles, restores, strict=True)}

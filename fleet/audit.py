@@ -7,6 +7,7 @@ method, as HomeRestore) are sealed: their entry carries the SHA-256 of their con
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,9 +21,11 @@ from django.db.models import Exists, OuterRef
 from django.db.models.functions import Cast
 from django.utils import timezone
 
+from fleet import logs
 from fleet.models import AuditEntry, AuditHead, Site
 from fleet.rows import insert_rows
 
+log = logging.getLogger(__name__)
 EVERYWHERE = "everywhere"
 CHUNK = 500
 Actor = AbstractBaseUser | AnonymousUser | str | None
@@ -127,6 +130,9 @@ def record_many(site: Site | None, events: Sequence[Event]) -> list[AuditEntry]:
         if insert_rows(AuditEntry(chain=head.chain, site=site, at=now), _OWN, rows) != len(entries):
             raise IntegrityError(f"The chain {head.chain} has entries beyond its end.")
     head.save(update_fields=["sequence", "digest"])
+    for entry, event in zip(entries, events, strict=True):
+        if not entry.subject_seal:  # who seals a row says more of it than could be said here
+            _tell(entry, event.subject)
     return entries
 
 
@@ -134,6 +140,16 @@ def record_many(site: Site | None, events: Sequence[Event]) -> list[AuditEntry]:
 _OWN = (
     "sequence", "actor", "action", "subject", "subject_type", "subject_id", "subject_seal", "detail", "previous", "digest",
 )  # fmt: skip
+
+
+def _tell(entry: AuditEntry, subject: models.Model | str) -> None:
+    """The same in the log of this process, where it stands beside what came of it; of a list only how long it is."""
+    short = {name: len(value) if isinstance(value, list) else value for name, value in entry.detail.items()}
+    plain = {name: value for name, value in short.items() if isinstance(value, str | int)}
+    which = {str(subject._meta.model_name): subject.pk} if isinstance(subject, models.Model) else {}
+    site = {"site": entry.site.slug} if entry.site else {}
+    fields = {**which, **plain, **site}
+    logs.once_committed(log.info, "%s: %s by %s", entry.action, entry.subject, entry.actor, **fields)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def board(request: HttpRequest, slug: str) -> HttpResponse:
         "filtered": bool(text or wanted["states"] or wanted["classes"]),
         "may_operate": may_operate(request, site),
         "projector": "projector" in request.GET,
-        "verbs": (Verb.CYCLE, Verb.RESTART, Verb.POWEROFF),
+        "verbs": (Verb.CYCLE, Verb.RESTART, Verb.POWEROFF, Verb.WAKE),
     }
     return render(request, "board/site.html", context)
 

@@ -7,27 +7,31 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import redis.asyncio as aioredis
 from django.conf import settings
+from django.utils import timezone
 from prometheus_client import generate_latest
 from redis.exceptions import RedisError
 
-from agents import attendance, delivering, metrics, netboot
+from agents import attendance, delivering, metrics, netboot, telling
 from agents.gateway import artefacts
-from agents.gateway.daemons import CAPTURE, NEXT, Daemons, come_again
+from agents.gateway.daemons import CAPTURE, NEXT, Daemons, come_again, session_signer
 from agents.gateway.database import Database
 from agents.gateway.firmware import Firmware
 from agents.gateway.http import Answer, Bucket, Handled, Line, Problem, Request
-from agents.schedule import GATEWAY_UP
+from agents.gateway.waker import Waker
 from agents.sending import CHANNEL
 from fleet import metrics as monitor
+from fleet.alive import GATEWAY_UP
 from fleet.exceptions import FleetError
-from fleet.signing import Signer
 
 log = logging.getLogger(__name__)
 SWEEP_S = 3.0  # how late a command is found whose nudge was lost, at the most
+PRESENCE = 4  # times it is written down within FLEET_LOST_AFTER
+CLOCKS_DIFFER = timedelta(minutes=1)  # between the hosts of a server, at the most
 REDIS_PATIENCE_S = 2.0  # a Redis that hangs is one that is away
 
 Route = Callable[[Request], Handled]
@@ -38,10 +42,11 @@ class Gateway:
 
     def __init__(self) -> None:
         self._database = Database()
-        signer = Signer.load(settings.SESSION_KEY, "session")
-        self.daemons = Daemons(self._database, signer)
+        session_signer()  # or it would start, and fail at the first boot
+        self.daemons = Daemons(self._database)
         self.parking = self.daemons.parking
-        firmware, daemons = Firmware(self._database, signer, self.parking), self.daemons
+        self._waker = Waker(self._database)
+        firmware, daemons = Firmware(self._database, self.parking), self.daemons
         self._tasks: set[asyncio.Task[None]] = set()
         self._up_since = time.time()
         # Cold starts and reconnects come all at once, and a firmware that is refused gives up: they wait in line, and
@@ -52,19 +57,20 @@ class Gateway:
             ("POST", "/boot/v1/plan"): (firmware.plan, Bucket(1000, 20000)),
             ("POST", "/boot/v1/trouble"): (firmware.trouble, Bucket(50, 200)),
             ("POST", "/agent/v1/session"): (daemons.session, Bucket(1000, 20000)),
-            ("GET", NEXT): (daemons.next, Bucket(4000, 40000)),
-            ("POST", "/agent/v1/reports"): (daemons.reports, Bucket(4000, 40000)),
+            ("GET", NEXT): (daemons.next, Bucket(2000, 40000)),
+            ("POST", "/agent/v1/reports"): (daemons.reports, Bucket(2000, 40000)),
             ("PUT", CAPTURE): (daemons.capture, Bucket(1, 20)),
             ("PUT", "/agent/v1/writes"): (daemons.writes, Bucket(50, 500)),
             ("POST", "/agent/v1/bye"): (daemons.bye, Bucket(1000, 20000)),
             ("GET", "/metrics"): (_metrics, Bucket(2, 10)),
         }
+        self._store = Bucket(2000, 50000)  # one that starts fetches half a dozen artefacts
         self._methods: dict[str, str] = {path: method for method, path in self._routes}
 
     # --- life -------------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        for work in (*self._database.lanes(), self.parking.hold, self._listen, self._sweep):
+        for work in (*self._database.lanes(), self.parking.hold, self._listen, self._sweep, self._waker.run):
             self._run(work())
 
     def close(self) -> None:
@@ -105,21 +111,38 @@ class Gateway:
 
     def _nudged(self, data: bytes) -> None:
         try:
-            clients = [uuid.UUID(client) for client in json.loads(data)["clients"]]
+            nudge = json.loads(data)
+            clients = [uuid.UUID(client) for client in nudge.get("clients", ())]
+            sessions = {uuid.UUID(session) for session in nudge.get("cut_off", ())}
+            wake = nudge.get("wake")
+            if not nudge.keys() & {"clients", "cut_off", "wake"}:
+                raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             log.error("A nudge that is none was published on %s: %r", CHANNEL, data[:100])
             return
+        self.parking.forget(sessions)
         self.daemons.wake(clients)
+        if wake:
+            self._waker.hint.set()
 
     async def _sweep(self) -> None:
-        """Every few seconds: find commands whose nudge was lost, write down who is there, and that we listen."""
+        """Every few seconds: find what was lost of nudges and hints, write down who is there, and that we listen."""
         pause = min(SWEEP_S, settings.LOST_AFTER / 4)
+        looked, written = timezone.now(), 0.0
         while True:
+            telling.steps.flush()
             try:
+                await self.daemons.look_at_keys()
+                now = timezone.now()
+                self.parking.forget(await self._database.read(delivering.cut_off, looked - CLOCKS_DIFFER))
+                looked = now
                 self.daemons.wake(await self._database.read(delivering.awaited))
-                await self._database.write(attendance.seen, self.parking.take_seen())
+                if time.monotonic() > written + settings.LOST_AFTER / PRESENCE:
+                    written = time.monotonic()
+                    await self._database.write(attendance.seen, self.parking.take_seen())
             except Exception:
                 log.exception("The sweep failed; it is tried again in %s s", pause)
+                written = 0.0
             else:
                 # Only now: who was not written down must not count as silent. And gone again before that could be.
                 with suppress(RedisError, OSError):
@@ -157,7 +180,8 @@ class Gateway:
         if route is None:
             if path.startswith("/store/"):
                 if method == "GET":
-                    return self._store(request)
+                    self._admit(self._store, "/store/")
+                    return self._artefact(request)
                 raise Problem(405, "Artefacts are only read.", Allow="GET, HEAD")
             if allowed := self._methods.get(path):
                 raise Problem(405, f"{path} takes {allowed}.", Allow=allowed)
@@ -165,12 +189,15 @@ class Gateway:
         if self.parking.closed:
             raise come_again()
         handler, bucket = route
+        self._admit(bucket, path)
+        return handler(request)
+
+    def _admit(self, bucket: Bucket, path: str) -> None:
         try:
             bucket.admit()
         except Problem:
             metrics.REJECTED.labels(path).inc()
             raise
-        return handler(request)
 
     async def _answer_later(self, request: Request, path: str, coming: Coroutine[Any, Any, Answer | None]) -> None:
         try:
@@ -195,7 +222,7 @@ class Gateway:
         metrics.answered(path if path in self._methods else "other", answer.status)
         line.answer(answer)
 
-    async def _store(self, request: Request) -> Answer | None:
+    async def _artefact(self, request: Request) -> Answer | None:
         answer = await artefacts.serve(request, settings.STORE)
         if answer is None:
             metrics.answered("other", 200)

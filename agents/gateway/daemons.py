@@ -5,21 +5,22 @@ import base64
 import logging
 import random
 import re
+import sys
 import time
-from collections.abc import Collection, Coroutine, Sequence
-from typing import Any
+from collections.abc import Collection, Coroutine, Sequence, Set
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
 
-from agents import attendance, delivering, evidence, metrics, writes
+from agents import attendance, delivering, evidence, metrics, twins, writes
 from agents.daemon import protocol
 from agents.gateway import captures
 from agents.gateway.database import AT_LEISURE, AT_ONCE, IN_TURN, Database
 from agents.gateway.http import Answer, Handled, Problem, Request
 from agents.gateway.parking import Attendant, Parking, Poll
 from agents.models import BootSession, SessionStatus
-from agents.signing import public_keys
+from agents.signing import ids, public_keys
 from fleet.exceptions import FleetError
 from fleet.models import token_hash
 from fleet.signing import Signer
@@ -31,13 +32,15 @@ _NONCE = re.compile(r"[0-9A-Za-z_-]{8,64}").fullmatch
 _BEARER = re.compile(r"[Bb]earer ([0-9a-f]{64})").fullmatch
 _COMMAND = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 YOUNGER = "A younger session of this client exists."
+AWAY = Problem(503, "The database is away.", Retry_After="1")
 
 
 class Daemons:
     """Their sessions, and the polls that wait. Only what is asked for the first time, or changes something, costs a task."""
 
-    def __init__(self, database: Database, signer: Signer) -> None:
-        self._database, self._signer = database, signer
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._keys = _Keys.of_today()
         self.parking = Parking(self._ended)
         metrics.PARKED.set_function(self.parking.parked)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -45,25 +48,28 @@ class Daemons:
     # --- who asks ---------------------------------------------------------------------------------------------------
 
     def _known(self, bearer: str) -> Attendant | None:
-        """Who has the bearer of this hash, if this gateway has heard of it. Problem 409 for a session that a younger one replaced."""
+        """Who has the bearer of this hash, if this gateway has heard of it, and no younger session replaced it."""
         attendant = self.parking.by_bearer.get(bearer)
-        if attendant is not None:
-            if attendant.superseded:
-                raise Problem(409, YOUNGER)
-            self.parking.saw(attendant)
+        if attendant is None or attendant.superseded:
+            return None
+        self.parking.saw(attendant)
         return attendant
 
     async def _attendant(self, bearer: str) -> Attendant:
-        """Who has it, known or not. Problem 401 for strangers, 409 as ``_known``."""
+        """Who has it, known or not. Problem 401 for strangers, 409 for a session that a younger one replaced."""
         attendant = self._known(bearer)
         if attendant is None:
             session = await self._database.read_all(attendance.sessions_by, bearer)
             if session is None:
                 raise Problem(401, "This bearer token belongs to no session.", WWW_Authenticate="Bearer")
-            if session.status == SessionStatus.SUPERSEDED:
+            if session.status == SessionStatus.REVOKED:
+                raise Problem(401, "This session was revoked.", WWW_Authenticate="Bearer")
+            known = self.parking.by_bearer.get(bearer)
+            if session.status == SessionStatus.SUPERSEDED or (known is not None and known.superseded):
+                await self._database.write(twins.heard, session.pk)
                 raise Problem(409, YOUNGER)
             # Unless it asked twice, and the other one came first.
-            attendant = self._known(bearer) or self.parking.enter(bearer, session.pk, session.client_id)
+            attendant = known or self.parking.enter(bearer, session.pk, session.client_id, session.command_keys)
             self.parking.saw(attendant)
         return attendant
 
@@ -71,14 +77,19 @@ class Daemons:
         await self._attendant(bearer)
         return await self._database.read(attendance.session_of, bearer)
 
+    async def look_at_keys(self) -> None:
+        """The command keys of today: files, so that a host that is given new ones needs no restart."""
+        self._keys = await asyncio.to_thread(_Keys.of_today)
+
     # --- sessions ---------------------------------------------------------------------------------------------------
 
     async def session(self, request: Request) -> Answer:
         came = _now_ms()
-        attendant = await self._attendant(_bearer(request))
+        bearer = _bearer(request)
+        attendant = await self._attendant(bearer)
         body = request.json()
-        nonce, boot_id = body.get("nonce"), body.get("boot_id")
-        if type(body.get("protocol")) is not int or body["protocol"] not in protocol.VERBS:
+        nonce, boot_id, speaks = body.get("nonce"), body.get("boot_id"), body.get("protocol")
+        if type(speaks) is not int or speaks not in protocol.VERBS:
             raise Problem(400, f"This server speaks the protocols {', '.join(map(str, protocol.VERBS))}.")
         if not isinstance(nonce, str) or not _NONCE(nonce) or not isinstance(boot_id, str):
             raise Problem(400, "The nonce or the boot_id is not one.")
@@ -86,12 +97,16 @@ class Daemons:
             facts = attendance.clean_facts(body.get("facts"))
         except attendance.BadFacts as error:
             raise Problem(400, str(error)) from None
-        opening = attendance.Opening(attendant.session, attendant.client, boot_id, facts)
+        if speaks < settings.PROTOCOL_FLOOR:
+            session = await self._session_by(bearer)
+            raise Problem(400, await self._database.write(attendance.refuse_old, session, speaks))
+        keys = self._keys
+        opening = attendance.Opening(attendant.session, attendant.client, boot_id, facts, speaks, keys.ids)
         try:
             await self._database.write_all(attendance.open_sessions, opening)
         except FleetError as error:
             raise Problem(409, error.message) from None
-        attendant.state = ""
+        attendant.keys, attendant.state = keys.ids, ""
         if "clock_ms" in facts:
             metrics.SKEW.observe(abs(came - facts["clock_ms"]) / 1000)
         answer = Answer.json(
@@ -102,11 +117,13 @@ class Daemons:
                 "server_time_ms": _now_ms(),
                 "hold_s": self.parking.longest_hold_s(),
                 "spread_s": settings.POLL_SPREAD,
-                "keys": public_keys(settings.PUBLIC_KEYS, "command"),
+                "keys": keys.told,
+                "protocol": speaks,
             }
         )
-        signature = base64.b64encode(self._signer.sign(answer.body)).decode()
-        answer.headers["Fleet-Signature"] = f"{self._signer.key_id}:{signature}"
+        signer = session_signer()
+        signature = base64.b64encode(signer.sign(answer.body)).decode()
+        answer.headers["Fleet-Signature"] = f"{signer.key_id}:{signature}"
         return answer
 
     async def bye(self, request: Request) -> Answer:
@@ -167,11 +184,13 @@ class Daemons:
         except Exception:
             log.exception("The commands of %d clients could not be read; they ask again", len(polls))
             for poll in polls:
-                self._answer(poll, Answer.problem(Problem(503, "The database is away.", Retry_After="1")))
+                self._answer(poll, Answer.problem(AWAY))
             return
         now_ms = _now_ms()
         for poll, envelopes in zip(polls, found, strict=True):
-            if envelopes:
+            if envelopes and not {envelope["key"] for envelope in envelopes} <= set(poll.attendant.keys.split()):
+                self._run(self._ask_anew(poll, {envelope["key"] for envelope in envelopes}))
+            elif envelopes:
                 metrics.polled("delivered")
                 self._answer(poll, Answer.json({"commands": envelopes, "server_time_ms": now_ms}))
             elif poll.attendant.poll is None:
@@ -180,13 +199,52 @@ class Daemons:
                 self._ended(poll, "replaced")
 
     def _ended(self, poll: Poll, how: str) -> None:
+        if how == "forgotten":
+            self._run(self._look_up(poll))
+            return
         metrics.polled(how)
         if how == "superseded":
             self._answer(poll, Answer.problem(Problem(409, YOUNGER)))
         elif how == "closing":
             self._answer(poll, Answer.problem(come_again()))
+        elif poll.attendant.keys == self._keys.ids:
+            self._answer(poll, _nothing())
         else:
-            self._answer(poll, Answer(204, headers={"Fleet-Time": str(_now_ms())}))
+            self._run(self._ask_anew(poll))
+
+    async def _look_up(self, poll: Poll) -> None:
+        """What this gateway knew of a session is believed no more: its poll waits on if it is still good."""
+        try:
+            attendant = await self._attendant(poll.attendant.bearer)
+        except Problem as problem:
+            self._answer(poll, Answer.problem(problem))
+        except Exception:
+            log.exception("The session of client %s could not be looked up; it asks again", poll.attendant.client)
+            self._answer(poll, Answer.problem(AWAY))
+        else:
+            attendant.state, poll.attendant = poll.attendant.state, attendant
+            self.parking.park(poll)
+
+    async def _ask_anew(self, poll: Poll, signed: Set[str] | None = None) -> None:
+        """A daemon was not told these keys, or (without any) not just those of today: unless another gateway told it, it must ask."""
+        attendant = poll.attendant
+        try:
+            await self.look_at_keys()
+            attendant.keys = sys.intern(await self._database.read(attendance.told_keys, attendant.session))
+        except Exception:
+            log.exception("The keys that client %s knows could not be looked up; it asks again", attendant.client)
+            self._answer(poll, Answer.problem(AWAY))
+            return
+        if attendant.keys == self._keys.ids if signed is None else signed <= set(attendant.keys.split()):
+            if signed is not None:
+                await self._deliver([poll])
+            else:
+                self._answer(poll, _nothing())
+            return
+        if signed is not None:
+            self.parking.waiting.add(attendant.client)
+        # A time so wrong that the daemon opens its session anew, to be told the keys of today (docs/protocol.md).
+        self._answer(poll, Answer(204, headers={"Fleet-Time": "0"}))
 
     def _answer(self, poll: Poll, answer: Answer) -> None:
         metrics.answered(NEXT, answer.status)
@@ -230,6 +288,27 @@ class Daemons:
 def come_again() -> Problem:
     spread = 1 + random.randint(0, settings.POLL_SPREAD)  # noqa: S311 - spreads load, guards nothing
     return Problem(503, "The gateway is restarting.", Retry_After=str(spread))
+
+
+def session_signer() -> Signer:
+    """By the key that lies there now."""
+    return Signer.load(settings.SESSION_KEY, "session")
+
+
+class _Keys(NamedTuple):
+    """The public keys of commands: as daemons are told them, and their ids."""
+
+    told: str
+    ids: str
+
+    @classmethod
+    def of_today(cls) -> "_Keys":
+        told = public_keys(settings.PUBLIC_KEYS, "command")
+        return cls(told, sys.intern(ids(told)))
+
+
+def _nothing() -> Answer:
+    return Answer(204, headers={"Fleet-Time": str(_now_ms())})
 
 
 def _now_ms() -> int:

@@ -1,9 +1,10 @@
 """Who is there: parked polls, presence, and what waits to be delivered. Memory only; the database is asked elsewhere."""
 
 import asyncio
+import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -20,12 +21,18 @@ IDLE_POLLS = 200  # a second, of all who have nothing to say: holds grow so that
 
 @dataclass(slots=True, eq=False)
 class Attendant:
-    """A session this gateway has heard of. ``state`` is what its daemon said last, ``seen_at`` when it asked last."""
+    """A session this gateway has heard of, by the hash of its bearer.
 
+    ``keys`` are the ids of the command keys its daemon was told; ``state`` is what that said last, ``seen_at`` when it asked last.
+    """
+
+    bearer: str
     session: uuid.UUID
     client: uuid.UUID
+    keys: str = ""
     state: str = ""
     superseded: bool = False
+    forgotten: bool = False
     poll: "Poll | None" = None
     seen_at: datetime = field(default_factory=timezone.now)
 
@@ -44,7 +51,7 @@ class Parking:
     """Attendants by the digest of their bearer; ``waiting`` are clients with commands to deliver.
 
     ``ended`` is told of each parked poll how it ended: ``superseded``, ``replaced`` (by a newer poll of the session), ``gone`` (it said
-    that it goes), ``closing``, ``held``. Those that are woken are handed to whoever wakes them.
+    that it goes), ``forgotten``, ``closing``, ``held``. Those that are woken are handed to whoever wakes them.
     """
 
     MOST = 50_000
@@ -59,11 +66,11 @@ class Parking:
         self._seen: dict[uuid.UUID, Attendant] = {}
         self._due: dict[int, list[Attendant]] = {}  # whose hold ends in a tick, if it has not ended before
 
-    def enter(self, bearer: str, session: uuid.UUID, client: uuid.UUID) -> Attendant:
+    def enter(self, bearer: str, session: uuid.UUID, client: uuid.UUID, keys: str = "") -> Attendant:
         """Know a session; an older one of the same client is superseded."""
         if len(self.by_bearer) >= self.MOST:
             self._forget_silent()
-        attendant = Attendant(session, client)
+        attendant = Attendant(bearer, session, client, sys.intern(keys))
         older = self._by_client.get(client)
         if older is not None and older.session != session:
             self.supersede(older)
@@ -79,6 +86,18 @@ class Parking:
         if older := self._by_client.pop(client, None):
             self.supersede(older)
 
+    def forget(self, sessions: Collection[uuid.UUID]) -> None:
+        """Believe no more what is remembered of these sessions: whoever shows their bearer is looked up anew."""
+        if not sessions:
+            return
+        for attendant in [attendant for attendant in self.by_bearer.values() if attendant.session in sessions]:
+            del self.by_bearer[attendant.bearer]
+            attendant.forgotten = True
+            if self._by_client.get(attendant.client) is attendant:
+                del self._by_client[attendant.client]
+            self._seen.pop(attendant.session, None)
+            self._end(attendant, "forgotten")
+
     # --- polls ------------------------------------------------------------------------------------------------------
 
     def hold_s(self) -> float:
@@ -92,8 +111,9 @@ class Parking:
     def park(self, poll: Poll) -> None:
         """Have it wait; the session's older poll, if there is one, waits no more."""
         attendant = poll.attendant
-        if self.closed or attendant.superseded:  # while what it said was written down
-            self._ended(poll, "closing" if self.closed else "superseded")
+        if self.closed or attendant.superseded or attendant.forgotten:  # while something was asked for it
+            how = "closing" if self.closed else "superseded" if attendant.superseded else "forgotten"
+            self._ended(poll, how)
             return
         if poll.line.broken:
             return
