@@ -1,17 +1,22 @@
 """The gateway as the process it is, and who talks to it: plain HTTP, and the daemon's own loop."""
 
+import asyncio
 import base64
 import http.client
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from django.db import connections
+
 from agents.daemon import ed25519, protocol
+from agents.gateway.database import Database
+from agents.gateway.http import Answer
 from tests.agents.boots import FACTS
 from tests.keys import keys_in
 from tests.services import PROJECT, Service, database_url, free_port, start, wait_for
@@ -84,6 +89,44 @@ def gateway(redis_url: str, **settings: object) -> Iterator[Gateway]:
         finally:
             one.send_visitors_home()
             one.stop()
+
+
+@asynccontextmanager
+async def running(database: Database) -> AsyncIterator[None]:
+    """A gateway's database in this process; its connections end with it."""
+    lanes = [asyncio.create_task(lane()) for lane in database.lanes()]
+    try:
+        yield
+    finally:
+        await database.write(connections.close_all)
+        await database.read(connections.close_all)
+        for lane in lanes:
+            lane.cancel()
+        database.close()
+
+
+class Line:
+    """Where the answers of a gateway in this process go to."""
+
+    broken = False
+
+    def __init__(self) -> None:
+        self.answers: asyncio.Queue[Answer] = asyncio.Queue()
+
+    def answer(self, answer: Answer) -> None:
+        self.answers.put_nowait(answer)
+
+    def start(self, status: int, headers: Mapping[str, str]) -> None:
+        raise NotImplementedError
+
+    async def send(self, piece: bytes) -> None:
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        raise NotImplementedError
 
 
 class Reply:

@@ -3,20 +3,21 @@
 import asyncio
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connections, transaction
+from django.db import transaction
 from pytest_django.fixtures import Settings
 
 from agents.gateway.app import Gateway
 from agents.gateway.database import AT_LEISURE, AT_ONCE, MOST, Database
-from agents.gateway.http import Answer, Request
+from agents.gateway.http import Request
 from agents.gateway.parking import Parking, Poll
 from fleet.models import Site
 from tests.agents.boots import make_release, plan_of
+from tests.agents.gateways import Line, running
 from tests.world import make_client, make_world
 
 
@@ -25,15 +26,8 @@ def with_database(work: Callable[[Database], Any]) -> Any:
 
     async def run() -> Any:
         database = Database()
-        lanes = [asyncio.create_task(lane()) for lane in database.lanes()]
-        try:
+        async with running(database):
             return await work(database)
-        finally:
-            await database.write(connections.close_all)
-            await database.read(connections.close_all)
-            for lane in lanes:
-                lane.cancel()
-            database.close()
 
     return asyncio.run(run())
 
@@ -180,26 +174,6 @@ class Counting(Database):
         return counted
 
 
-class Line:
-    """Where an answer goes to."""
-
-    broken = False
-
-    def __init__(self) -> None:
-        self.answers: asyncio.Queue[Answer] = asyncio.Queue()
-
-    def answer(self, answer: Answer) -> None:
-        self.answers.put_nowait(answer)
-
-    def start(self, status: int, headers: Mapping[str, str]) -> None:
-        raise NotImplementedError
-
-    async def send(self, piece: bytes) -> None:
-        raise NotImplementedError
-
-    finish = abort = lambda self: None
-
-
 def test_an_idle_poll_of_a_known_session_asks_the_database_nothing(
     transactional_db: None, keys: Path, settings: Settings
 ) -> None:
@@ -211,7 +185,7 @@ def test_an_idle_poll_of_a_known_session_asks_the_database_nothing(
     async def run() -> list[tuple[int, int]]:
         gateway, database = Gateway(), Counting()
         gateway.daemons._database = database
-        work = [asyncio.create_task(one()) for one in (*database.lanes(), gateway.parking.hold)]
+        holding = asyncio.create_task(gateway.parking.hold())
 
         async def poll(state: str) -> int:
             line = Line()
@@ -219,14 +193,10 @@ def test_an_idle_poll_of_a_known_session_asks_the_database_nothing(
             gateway.handle(Request("GET", target, headers, line))
             return (await line.answers.get()).status
 
-        try:
-            return [(await poll(state), database.asked) for state in ("ready", "ready", "ready", "in-use")]
-        finally:
-            await database.write(connections.close_all)
-            await database.read(connections.close_all)
-            for one in work:
-                one.cancel()
-            database.close()
+        async with running(database):
+            found = [(await poll(state), database.asked) for state in ("ready", "ready", "ready", "in-use")]
+        holding.cancel()
+        return found
 
     assert asyncio.run(run()) == [(204, 2), (204, 2), (204, 2), (204, 3)]
 

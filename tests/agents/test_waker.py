@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from django.db import connections
 from pytest_django.fixtures import Settings
 
 from agents import sending, services, tasks
@@ -19,7 +18,7 @@ from agents.gateway.database import Database
 from agents.gateway.waker import Waker, broadcast, magic
 from agents.models import Command, CommandStatus, Verb, Wake
 from fleet.models import Client
-from tests.agents.gateways import gateway
+from tests.agents.gateways import gateway, running
 from tests.agents.rooms import make_room
 from tests.lab.lan import apart
 from tests.services import celery_sends_to, redis_server, wait_for
@@ -75,13 +74,6 @@ def woken(world: World, *clients: Client) -> list[Command]:
         order = services.order(Verb.WAKE, clients, "doors open", world.vera)
         sending.send(order.commands.all())
     return list(order.commands.order_by("client__mac"))
-
-
-class OneThread(Database):
-    """The gateway's, whose one connection can be closed at the end of a test."""
-
-    async def read(self, function: Callable[..., T], *args: object) -> T:
-        return await self.write(function, *args)
 
 
 def look(*wakers: Waker) -> None:

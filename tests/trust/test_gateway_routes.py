@@ -20,7 +20,7 @@ from agents.revoking import revoke
 from fleet import services
 from fleet.models import Client
 from tests.agents.boots import FACTS, form, plan_of, token_of
-from tests.agents.gateways import Gateway, Reply, Visitor, gateway
+from tests.agents.gateways import Gateway, Line, Reply, Visitor, gateway
 from tests.agents.rooms import Room, make_room
 from tests.agents.test_gateway_input import put
 from tests.services import Service, redis_server
