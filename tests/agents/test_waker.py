@@ -81,15 +81,9 @@ def look(*wakers: Waker) -> None:
 
     async def all_of_them() -> None:
         for one in wakers:
-            database = one._database = OneThread()
-            lanes = [asyncio.create_task(lane()) for lane in database.lanes()]
-            try:
+            one._database = Database()
+            async with running(one._database):
                 await one.look()
-            finally:
-                await database.write(connections.close_all)
-                for lane in lanes:
-                    lane.cancel()
-                database.close()
 
     asyncio.run(all_of_them())
 
