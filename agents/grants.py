@@ -70,6 +70,7 @@ OTHERS: dict[str, dict[str, Rights]] = {
             update=("status", "accepted_at", "acts_at", "finished_at", "expires_at", "reason", "result")
         ),
         "agents.HomeRestore": APPEND,
+        "agents.Wake": Rights(update=("dealt", "sent_at")),
         "fleet.Client": Rights(insert=True, update=(*OBSERVED, *REPORTED)),
         "fleet.AuditEntry": APPEND,
         "fleet.AuditHead": GROW,
@@ -86,6 +87,8 @@ OTHERS: dict[str, dict[str, Rights]] = {
                 *("accepted_at", "finished_at", "expires_at", "reason", "result"),
             ),
         ),
+        "agents.Wake": GROW,
+        "agents.Wake_relays": APPEND,
         "fleet.Client": Rights(update=("sequence",)),
         "fleet.AuditEntry": APPEND,
         "fleet.AuditHead": GROW,

@@ -86,6 +86,20 @@ API: dict[str, Right | str] = {
     "GET commands/": VIEW,
     "GET commands/<pk>/": VIEW,
     "POST commands/<pk>/cancel/": OPERATE,
+    "GET campaigns/": VIEW,
+    "POST campaigns/": OPERATE,
+    "POST campaigns/preview/": OPERATE,
+    "GET campaigns/<pk>/": VIEW,
+    "GET campaigns/<pk>/targets/": VIEW,
+    "POST campaigns/<pk>/approve/": RELEASE,
+    "POST campaigns/<pk>/pause/": OPERATE,
+    "POST campaigns/<pk>/resume/": OPERATE,
+    "POST campaigns/<pk>/stop/": OPERATE,
+    "GET wakes/": VIEW,
+    "GET wakes/models/": VIEW,
+    "GET wakes/<pk>/": VIEW,
+    "GET power-ports/": VIEW,
+    "GET power-ports/<pk>/": VIEW,
     "GET rollouts/": VIEW,
     "POST rollouts/": OPERATE,
     "GET rollouts/<pk>/": VIEW,
@@ -103,6 +117,10 @@ def _client() -> str:
     return str(Client.objects.filter(site__slug="clubroom").order_by("pk").values_list("pk", flat=True)[0])
 
 
+def _campaign() -> dict[str, Any]:
+    return {"site": "clubroom", "verb": "restart", "reason": "why", "selection": {}}
+
+
 def _class() -> int:
     return ClientClass.objects.get(slug="contest").pk
 
@@ -116,13 +134,15 @@ BODIES: dict[str, Callable[[], dict[str, Any]]] = {
     "POST versions/<pk>/release/": lambda: {"client_class": _class()},
     "POST home-templates/<pk>/use/": lambda: {"client_class": _class()},
     "POST merges/<pk>/take/": lambda: {"content": "x"},
+    "POST campaigns/": _campaign,
+    "POST campaigns/preview/": _campaign,
     "POST orders/": lambda: {"verb": "restart", "clients": [_client()], "reason": "why"},
     "POST rollouts/": lambda: {"client_class": ClientClass.objects.get(slug="gamer").pk},
     "POST tokens/": lambda: {"name": "mine"},
     "POST layers/<pk>/build/": lambda: {"version": ImageVersion.objects.order_by("pk").values_list("pk", flat=True)[0]},
 }
 # What names rows of another site in its body is told that there are none.
-ELSEWHERE = {"POST orders/": 400, "POST rollouts/": 400}
+ELSEWHERE = {"POST orders/": 400, "POST rollouts/": 400, "POST campaigns/": 400, "POST campaigns/preview/": 400}
 QUERIES = {"GET versions/<pk>/compare/": "?other=<pk>"}
 
 # Pages for people: the right that each needs. Strangers are sent to the login, also with a token of the API; who is of another
