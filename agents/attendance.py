@@ -13,7 +13,7 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
-from agents import judging
+from agents import holds, judging
 from agents.daemon import protocol
 from agents.evidence import silence
 from agents.models import BootSession, SessionStatus
@@ -99,6 +99,8 @@ def open_session(
     session.refresh_from_db()
     if str(session.boot_id) != boot_id:
         raise WrongState(f"The {session} is another boot's.")
+    if session.opened_at is None:
+        holds.forget(client.pk)
     move(
         session,
         SessionStatus.OPEN,

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -18,16 +19,16 @@ from fleet.transitions import move
 _HEX = re.compile(r"[0-9a-f]{64}|").fullmatch
 _PHASES = ("kill", "unmount", "restore", "verify", "login", "total")
 _MOST = 1 << 53
+LONGEST_WARNING = timedelta(hours=2)  # an hour, and twelve times five minutes more
 
 
 @transaction.atomic
 def end(command: Command, status: CommandStatus, reason: str = "", result: Mapping[str, Any] | None = None) -> None:
     """Bring ``command`` to a terminal status; a cycle leaves its HomeRestore. Raises WrongState when it ended already."""
-    story, restore = telling.who(command), None
     move(command, status, finished_at=timezone.now(), reason=reason[:300], result=dict(result or {}))
     if command.verb == Verb.CYCLE and status in _RESTORES:
-        restore = record_restore(command, _RESTORES[status], reason)
-    telling.ended(story, command, restore)
+        record_restore(command, _RESTORES[status], reason)
+    telling.ended([command.pk])
     if command.verb == Verb.CAPTURE and status != CommandStatus.SUCCEEDED:
         capturing.discard(command)
 
@@ -94,7 +95,11 @@ def take_report(session: BootSession, report: Mapping[str, Any]) -> str:
                 at = timezone.now()
                 move(command, CommandStatus.ACCEPTED, accepted_at=at)
                 transaction.on_commit(partial(metrics.accepted, command, at))
-                transaction.on_commit(partial(telling.accepted, command))
+                step = telling.Step(command.order_id, command.pk, command.client_id)
+                transaction.on_commit(partial(telling.accepted, [step]))
+            if command.status == CommandStatus.ACCEPTED and _time(report["result"].get("acts_at_ms")):
+                acts_at = datetime.fromtimestamp(report["result"]["acts_at_ms"] / 1000, UTC)
+                Command.objects.filter(pk=command.pk).update(acts_at=min(acts_at, timezone.now() + LONGEST_WARNING))
             return (
                 ""
                 if command.status == CommandStatus.ACCEPTED
@@ -111,6 +116,10 @@ def take_report(session: BootSession, report: Mapping[str, Any]) -> str:
         elif command.verb == Verb.CAPTURE:
             with transaction.atomic():
                 end(command, *capturing.judge(command, report["result"]))
+        elif command.verb == Verb.MESSAGE:
+            shown = report["result"].get("shown")
+            known = {"shown": shown} if isinstance(shown, str) and len(shown) <= 100 and shown.isprintable() else {}
+            end(command, CommandStatus.SUCCEEDED, "it was on the screen", known)
         elif command.verb == Verb.RELAY:
             sent = report["result"].get("sent")
             end(command, CommandStatus.SUCCEEDED, "wake packets sent", {"sent": sent} if _count(sent) else {})
@@ -147,6 +156,11 @@ def clean_result(result: Mapping[str, Any]) -> dict[str, Any]:
     return clean
 
 
+def _time(value: object) -> bool:
+    """Milliseconds since 1970 that a datetime can be made of."""
+    return _count(value) and int(str(value)) < 1 << 45
+
+
 def _count(value: object) -> bool:
     return type(value) is int and 0 <= value < _MOST
 
@@ -175,7 +189,7 @@ def new_boot(session: BootSession) -> None:
 def silence(session: BootSession, how: str) -> bool:
     """A session fell silent. True when that is what a power-down was to bring about."""
     command = (
-        Command.objects.select_related("order__site", "order__ordered_by", "client", "session")
+        Command.objects.select_related("order__site", "order__ordered_by", "client")
         .filter(session=session, verb=Verb.POWEROFF, status=CommandStatus.ACCEPTED)
         .first()
     )

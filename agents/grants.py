@@ -87,7 +87,7 @@ OTHERS: dict[str, dict[str, Rights]] = {
                 *("accepted_at", "finished_at", "expires_at", "reason", "result"),
             ),
         ),
-        "agents.Wake": GROW,
+        "agents.Wake": Rights(insert=True, update=("rounds", "next_at", "dealt", "sent_at", "trouble")),
         "agents.Wake_relays": APPEND,
         "fleet.Client": Rights(update=("sequence",)),
         "fleet.AuditEntry": APPEND,

@@ -21,7 +21,7 @@ from django.db import transaction
 from django.db.models import F, QuerySet
 from django.utils import timezone
 
-from agents import caps, freezing, telling, waking
+from agents import caps, freezing, telling, waking, witnessing
 from agents.book import Book
 from agents.daemon import protocol
 from agents.models import BootSession, Command, CommandStatus, Order, SessionStatus, Verb
@@ -50,7 +50,7 @@ def connection() -> redis.Redis:
 
 
 def state() -> dict[str, Any]:
-    """What the sender says of itself with each sign of life (``fleet.alive``): whether it could sign, and its ceiling."""
+    """What the sender says of itself with each sign of life (``fleet.alive``): whether it could sign, its ceiling, and which chains of the audit log do not go on."""
     trouble = ""
     try:
         _signer()
@@ -58,7 +58,7 @@ def state() -> dict[str, Any]:
             pass
     except SiteError as error:
         trouble = str(error)
-    return {"trouble": trouble, "ceiling": settings.CEILING}
+    return {"trouble": trouble, "ceiling": settings.CEILING, "tampered": witnessing.tampered}
 
 
 def nudge(clients: Iterable[object]) -> None:

@@ -10,6 +10,9 @@ from fleet.exceptions import SiteError
 from fleet.signing import Signer
 
 log = logging.getLogger(__name__)
+tampered: dict[
+    str, str
+] = {}  # chains that did not go on from what was seen, when they were last looked at, and what of each is told
 
 
 def witness() -> int:
@@ -20,11 +23,13 @@ def witness() -> int:
     signer = Signer.load(settings.COMMAND_KEY, "command")
     with Book.at(settings.SENDER_BOOK) as book:
         seen, signed = book.heads(), 0
+        tampered.clear()
         for chain in checkpoints.due(seen):
             try:
                 reached = checkpoints.sign(signer, chain, seen.get(chain, checkpoints.BEGIN))
             except SiteError as error:
                 log.error("%s", error)
+                tampered[chain] = str(error)
             else:
                 book.saw_head(chain, *reached)
                 signed += 1

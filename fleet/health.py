@@ -152,6 +152,7 @@ class Health:
             "redis": self.facts["redis"],
             "gateway": self.facts["gateway"],
             **ages,
+            "audit": self.facts["audit"],
             "data": True,
             "store": True,
         }
@@ -162,7 +163,7 @@ class Health:
             yield Part("signing", "noted", "frozen")
 
 
-_SHOWN = {"default": "work", "data": "room for data", "store": "room for the store"}
+_SHOWN = {"default": "work", "audit": "audit log", "data": "room for data", "store": "room for the store"}
 
 
 def look() -> Health:
@@ -188,6 +189,7 @@ def look() -> Health:
         "migrated": None if database.unapplied is None else not database.unapplied,
         "room": not any(one.scarce for one in room.values()),
         "frozen": database.freezes,
+        "audit": not said.parts["sender"].facts.get("tampered") if said and heard["sender"].facts else None,
     }
     return Health(facts, (*_in_database(database), *(_in_redis(said) if said else [_REDIS_AWAY]), *_in(room)))
 
@@ -221,6 +223,10 @@ def _in_redis(said: Said) -> list[Failing]:
             found.append(Failing(part, f"{who} {since}{busy}.", f"systemctl status {unit}; journalctl -u {unit}"))
         elif heard.trouble and not heard.late:
             found.append(Failing(part, f"{who} cannot do its work: {heard.trouble}", f"journalctl -u {unit}"))
+    tampered = said.parts["sender"].facts.get("tampered", {}).values()
+    found += [
+        Failing("audit", told, "Keep the database as it is, until it is known what happened.") for told in tampered
+    ]
     if not said.gateway:
         what = "No gateway listens, or none reaches the database and Redis: clients hear nothing."
         found.append(Failing("gateway", what, "systemctl status fleet-gateway; journalctl -u fleet-gateway"))

@@ -136,6 +136,8 @@ def _heard(said: alive.Said | None) -> Iterable[Metric]:
     tasks = CounterMetricFamily("fleet_tasks", "Tasks by how they ended.", labels=("task", "outcome"))
     proved = GaugeMetricFamily("fleet_audit_proved_age_seconds", "Since all of the audit log was proved.")
     faults = GaugeMetricFamily("fleet_audit_faults", "That were found then.")
+    text = "Chains of the audit log that do not go on from what the sender saw of them."
+    tampered = GaugeMetricFamily("fleet_audit_tampered_chains", text)
     if said is not None:
         for part, heard in said.parts.items():
             silent.add_metric((part,), math.inf if heard.silent_s is None else heard.silent_s)
@@ -145,10 +147,12 @@ def _heard(said: alive.Said | None) -> Iterable[Metric]:
             ceiling.add_metric((verb,), number)
         for (name, outcome), number in said.tasks.items():
             tasks.add_metric((name, outcome), number)
+        if "tampered" in said.parts["sender"].facts:
+            tampered.add_metric((), len(said.parts["sender"].facts["tampered"]))
         if said.audited.silent_s is not None:
             proved.add_metric((), said.audited.silent_s)
             faults.add_metric((), said.audited.facts.get("faults", 0))
-    return silent, able, ceiling, tasks, proved, faults
+    return silent, able, ceiling, tasks, proved, faults, tampered
 
 
 def _waiting() -> dict[str, tuple[int, float]]:

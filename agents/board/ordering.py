@@ -18,7 +18,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
 
 from agents import rollouts, services
-from agents.board.views import may_operate, visible_site
+from agents.board.visiting import may_operate, visible_site
 from agents.models import BootSession, Command, Order, Rollout, SessionStatus, Verb
 from agents.seats import natural, seat_of
 from fleet.exceptions import Forbidden, OperatorError, WrongState

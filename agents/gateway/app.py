@@ -21,7 +21,7 @@ from django.utils import timezone
 from prometheus_client import generate_latest
 from redis.exceptions import RedisError
 
-from agents import attendance, evidence, metrics, netboot, telling, twins, writes
+from agents import attendance, evidence, holds, metrics, netboot, telling, twins, writes
 from agents.daemon import protocol
 from agents.gateway import artefacts, captures
 from agents.gateway.database import Database
@@ -75,6 +75,7 @@ class Gateway:
             ("POST", "/agent/v1/reports"): (self._reports, Bucket(2000, 20000)),
             ("PUT", "/agent/v1/capture"): (self._capture, Bucket(1, 20)),
             ("PUT", "/agent/v1/writes"): (self._writes, Bucket(50, 500)),
+            ("PUT", "/agent/v1/hold"): (self._hold, Bucket(100, 2000)),
             ("POST", "/agent/v1/bye"): (self._bye, Bucket(500, 5000)),
             ("GET", "/metrics"): (self._metrics, Bucket(2, 10)),
         }
@@ -401,6 +402,15 @@ class Gateway:
         await self._database.write(writes.take, await self._session_by(bearer), entries)
         return Answer(204)
 
+    async def _hold(self, request: Request) -> Answer:
+        _, bearer = await self._attendant(request)
+        try:
+            reason, until = holds.clean(await request.json())
+        except holds.BadHold as error:
+            raise Problem(400, str(error)) from None
+        await self._database.write(holds.take, await self._session_by(bearer), reason, until)
+        return Answer(204)
+
     async def _metrics(self, request: Request) -> Answer:
         if status := monitor.refusal(request.headers.get("authorization", "")):
             raise Problem(
@@ -476,5 +486,5 @@ def _envelopes(session: uuid.UUID, cursor: int) -> list[dict[str, str]]:
     commands = Command.objects.filter(session=session, status=CommandStatus.SENT, sequence__gt=cursor).order_by(
         "sequence"
     )
-    telling.delivered(commands)
+    telling.delivered(telling.Step(c.order_id, c.pk, c.client_id) for c in commands)
     return [protocol.envelope(bytes(c.envelope), bytes(c.signature), c.key_id) for c in commands]

@@ -173,7 +173,9 @@ def daemon(plan: Mapping[str, str], server: str, before: str = "") -> Iterator[S
         (directory / "sessions").mkdir()
         uid = int(plan["uid"])
         (directory / "sessions" / "1").write_text(f"UID={uid}\nUSER=player\nSTATE=active\nCLASS=user\nTTY=\n")
-        service = start([sys.executable, "-c", before + _LOOP, place, server], directory / "log", {"PYTHONPATH": str(PROJECT)})
+        service = start(
+            [sys.executable, "-c", before + _LOOP, place, server], directory / "log", {"PYTHONPATH": str(PROJECT)}
+        )
         try:
             yield service
         finally:
@@ -184,10 +186,11 @@ def daemon(plan: Mapping[str, str], server: str, before: str = "") -> Iterator[S
 _LOOP = """
 import sys
 from pathlib import Path
-from agents.daemon import agent, power, protocol, session
+from agents.daemon import agent, protocol
+from agents.hands import power, session
 def refuse(verb): raise SystemExit(f"{verb}: not on this machine")
 power.go = refuse
 place, server = sys.argv[1:]
-agent.FLEET, session.SESSIONS = place, place + "/sessions"
+agent.FLEET, session.SESSIONS, session.SYSTEMD = place, place + "/sessions", place
 agent.Agent(protocol.parse_plan(Path(place, "plan").read_text()), server).run()
 """

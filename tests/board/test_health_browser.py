@@ -38,7 +38,7 @@ def test_what_fails_stands_there_with_what_to_do(room: Room, root: User, screen:
     say_all_well()
     page.goto(f"{room.url}{reverse('admin:index')}")
     health = page.get_by_role("region", name="State of the server")
-    assert health.locator(".good").count() == 10
+    assert health.locator(".good").count() == 11
     assert health.locator(".bad, .noted, .unknown, dl").count() == 0
     freezing.freeze(room.world.clubroom, "cables", room.world.vera)
     with alive.connection() as connected:

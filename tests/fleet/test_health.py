@@ -21,14 +21,15 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.test import Client as Browser
 from pytest_django import Settings
 
-from agents import freezing
-from fleet import alive, health
+from agents import freezing, witnessing
+from fleet import alive, audit, health
 from tests.agents.conftest import forget
 from tests.agents.gateways import gateway
 from tests.board.server import web_server
 from tests.postgres import cluster
 from tests.services import Service, celery_worker, database_url, redis_server, start, wait_for
-from tests.world import make_world
+from tests.trust.forging import unguarded
+from tests.world import World, make_world
 
 TOKEN = "t" * 40
 JUDGED = ("clock", "default", "sender")
@@ -86,24 +87,28 @@ def test_nobody_lives_until_heard_and_each_alone(db: None, redis: Service, clien
         "migrated": True,
         "room": True,
         "frozen": 0,
+        "audit": None,
     }
     assert ask(client, token="") == silent
     with alive.connection() as connected:
         connected.set(alive.GATEWAY_UP, "1")
-    for part in JUDGED:
-        assert part in failing(client)
-        alive.say_alive(part)
-        assert part not in failing(client)
-    answer = client.get("/healthz")
+    with time_machine.travel(time.time(), tick=False):
+        for part in JUDGED:
+            assert part in failing(client)
+            alive.say_alive(part)
+            assert part not in failing(client)
+        answer = client.get("/healthz")
     heard = {"status": "well", "clock": 0, "workers": {"default": 0, "sender": 0, "builds": None}, "gateway": True}
-    able = {"able": {"default": True, "sender": True, "builds": None}}
+    able = {"able": {"default": True, "sender": True, "builds": None}, "audit": True}
     assert (answer.status_code, answer.json()) == (200, silent | heard | able)
     assert answer["Cache-Control"].startswith("max-age=0, no-cache, no-store")
 
 
 def test_a_clock_that_stopped_is_told_from_workers_that_did(db: None, redis: Service, client: Browser) -> None:
-    say_all_well()
-    with time_machine.travel(time.time() + alive.LATE_S + 1):
+    now = time.time()
+    with time_machine.travel(now, tick=False):
+        say_all_well()
+    with time_machine.travel(now + alive.LATE_S + 1, tick=False):
         alive.say_alive("clock")
         assert failing(client) == ["default", "sender"]
         assert ask(client)["workers"]["sender"] == alive.LATE_S + 1
@@ -134,7 +139,7 @@ def test_a_sender_that_cannot_sign_says_so_and_no_stranger_learns_where_its_key_
     forget()
     alive.say_alive("sender")
     facts = ask(client, token="")
-    assert (facts["status"], facts["able"]["sender"], facts["workers"]["sender"]) == ("failing", False, 0)
+    assert (facts["status"], facts["able"]["sender"], facts["workers"]["sender"] is None) == ("failing", False, False)
     assert str(tmp_path) not in client.get("/healthz").text
     what, _ = words(client, "sender")
     assert what.startswith(
@@ -202,6 +207,24 @@ def test_room_that_runs_out_is_told(
     assert "manage.py store usage" in next_step
     assert ask(client, token="")["room"] is False
     assert str(settings.STORE) not in client.get("/healthz").text
+
+
+def test_an_audit_log_that_was_tampered_with_is_told(world: World, redis: Service, client: Browser) -> None:
+    audit.record("tried", "this", site=world.clubroom, actor=world.vera)
+    witnessing.witness()
+    unguarded("UPDATE fleet_auditentry SET actor = 'mallory' WHERE action = 'tried'")
+    audit.record("tried", "that", site=world.clubroom, actor=world.vera)
+    try:
+        assert witnessing.witness() == 0
+        say_all_well()
+        assert failing(client) == ["audit"]
+        assert words(client, "audit")[0].startswith(f"The chain site-{world.clubroom.pk} does not go on at #1 ")
+        facts = ask(client, token="")
+        assert (facts["audit"], facts["able"]["sender"]) == (False, True)
+        page = client.get("/metrics", headers={"Authorization": f"Bearer {TOKEN}"}).text
+        assert "\nfleet_audit_tampered_chains 1.0\n" in page
+    finally:
+        witnessing.tampered.clear()
 
 
 @pytest.mark.django_db(transaction=True)

@@ -76,7 +76,8 @@ def test_pcs_queues_and_silences_are_those_of_this_moment(world: World, redis: S
     after = read(client)
     lost = ("fleet_clients", world.gamer.slug, world.clubroom.slug, "lost")
     assert after[lost] == before.get(lost, 0) + 1
-    assert (before["fleet_silence_seconds", "clock"], after["fleet_silence_seconds", "clock"]) == (float("inf"), 0)
+    assert before["fleet_silence_seconds", "clock"] == float("inf")
+    assert after["fleet_silence_seconds", "clock"] < 60
     assert (before["fleet_queue_messages", "builds"], after["fleet_queue_messages", "builds"]) == (0, 1)
     assert after["fleet_up", "redis"] == after["fleet_up", "database"] == 1
 
@@ -140,7 +141,7 @@ def test_what_workers_say_is_there(db: None, redis: Service, client: Browser, se
     assert found["fleet_ceiling", "cycle"] == settings.CEILING["cycle"]
     assert found["fleet_tasks_total", "succeeded", "agents.tasks.tick"] == 2
     assert found["fleet_tasks_total", "failed", "agents.tasks.tick"] == 1
-    assert (found["fleet_audit_faults",], found["fleet_audit_proved_age_seconds",]) == (2, 0)
+    assert (found["fleet_audit_faults",], found["fleet_audit_proved_age_seconds",] < 60) == (2, True)
     assert found["fleet_up", "gateway"] == 0
     assert found["fleet_unapplied_migrations",] == 0
     assert 0 < found["fleet_disk_free_bytes", "store"] <= found["fleet_disk_size_bytes", "store"]

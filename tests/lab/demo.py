@@ -162,7 +162,7 @@ def people_and_site(data: Path) -> str:
 def sources() -> str:
     """A digest of what goes into every image beside its recipe: the demo builds anew when the code has changed."""
     digest = hashlib.sha256()
-    for top in ("images/builder", "images/initrd", "agents/daemon"):
+    for top in ("images/builder", "images/initrd", "agents/daemon", "agents/hands", "agents/units"):
         for path in sorted((BASE_DIR / top).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 digest.update(path.read_bytes())

@@ -9,45 +9,52 @@ import re
 import sqlite3
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 KEY = re.compile(rb"(?:command|session|image)-[0-9a-f]{8}:([A-Za-z0-9+/]{43}=)")
 CONTENTS = "command-00000000:" + "A" * 43 + "=\n"
 
 
-def main(places):
-    found = {"secrets": [], "wrote": [], "environment": sorted(name for name in os.environ if "KEY" in name or "BOOK" in name)}
+def main(places: list[str]) -> None:
+    secrets: list[str] = []
+    wrote: list[list[str]] = []
+    found = {
+        "secrets": secrets,
+        "wrote": wrote,
+        "environment": sorted(name for name in os.environ if "KEY" in name or "BOOK" in name),
+    }
     for place in places:
-        for directory, names, files in os.walk(place):
+        for directory, _, files in os.walk(place):
             for name in files:
-                path = os.path.join(directory, name)
-                with suppress(OSError), open(path, "rb") as file:
-                    found["secrets"] += [match.decode() for match in KEY.findall(file.read(1 << 20))]
+                with suppress(OSError), Path(directory, name).open("rb") as file:
+                    secrets += [match.decode() for match in KEY.findall(file.read(1 << 20))]
     for place in places:
         for directory, names, files in os.walk(place):
             for name in [*files, *names]:
-                path = os.path.join(directory, name)
+                path = Path(directory, name)
                 for what, act in ACTS.items():
                     with suppress(OSError, sqlite3.Error):
                         act(path)
-                        found["wrote"].append([what, path])
+                        wrote.append([what, str(path)])
             for name in ("command-evil.pub", "command.pub", "command.key", "book.sqlite3"):
-                with suppress(OSError), open(os.path.join(directory, name), "x") as file:
-                    file.write(CONTENTS)
-                    found["wrote"].append(["made", os.path.join(directory, name)])
+                with suppress(OSError), Path(directory, name).open("x") as made:
+                    made.write(CONTENTS)
+                    wrote.append(["made", str(Path(directory, name))])
     print(json.dumps(found))
 
 
-def overwrite(path):
-    with open(path, "r+b") as file:
+def overwrite(path: Path) -> None:
+    with path.open("r+b") as file:
         file.read(1)
 
 
-def swap(path):
-    os.rename(path, path + ".old")
-    os.rename(path + ".old", path)
+def swap(path: Path) -> None:
+    aside = path.with_name(path.name + ".old")
+    path.rename(aside)
+    aside.rename(path)
 
 
-def forget(path):
+def forget(path: Path) -> None:
     with sqlite3.connect(f"file:{path}?mode=rw", uri=True) as book:
         book.execute("DELETE FROM signed")
 

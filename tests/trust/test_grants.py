@@ -3,21 +3,26 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
+import time_machine
 from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import DatabaseError, ProgrammingError, connection, transaction
 from django.test import Client as Browser
 from django.utils import timezone
+from pytest_django.fixtures import Settings
 
-from agents import grants, tasks
-from agents.models import Command, CommandStatus
+from agents import grants, schedule, sending, services, tasks
+from agents.gateway import waker
+from agents.models import BootSession, Command, CommandStatus, PowerPort, Verb
+from agents.power import pressing
 from fleet.models import ApiToken, AuditCheckpoint
 from images import tasks as images_tasks
-from tests.agents.boots import boot, make_release
+from tests.agents.boots import boot, make_release, plan_of
 from tests.agents.restores import make_command
 from tests.agents.test_sending import ordered
 from tests.fleet.test_admin_sweep import full_world
@@ -187,6 +192,33 @@ def test_the_sender_sends_and_signs_the_log(room: World) -> None:
     command.refresh_from_db()
     assert command.status == CommandStatus.SENT
     assert AuditCheckpoint.objects.exists()
+
+
+def test_clients_are_woken_by_sender_gateway_and_clock_together(room: World, settings: Settings) -> None:
+    settings.WAKE_BROADCAST, settings.POWER_NETWORKS = ["127.255.255.255"], [ip_network("127.0.0.0/8")]
+    near, *asleep = (make_client(room.clubroom, f"52:54:00:00:00:0{n}", network="10.20.0.0/24") for n in range(1, 5))
+    boot(near)
+    BootSession.objects.update(protocol=2)
+    PowerPort.objects.create(client=asleep[2], address="http://127.0.0.1:1")
+    order = services.order(Verb.WAKE, asleep, "doors open", room.vera)
+    with as_process("sender"):
+        sending.send(order.commands.all())
+        sending.send(order.commands.all())
+        pressing.press(order.commands.get(client=asleep[2]).pk)
+    assert order.commands.filter(verb=Verb.WAKE, status=CommandStatus.SENT).count() == 3
+    assert order.commands.get(verb=Verb.RELAY).status == CommandStatus.SENT
+    with as_process("gateway"):
+        due = dict(waker._under_way())
+        assert waker._packets(list(due)).keys() == due.keys()
+        waker._note(due)
+        plan_of(asleep[0])
+    for seconds in (21, 301):
+        with time_machine.travel(timezone.now() + timedelta(seconds=seconds), tick=False), as_process("web"):
+            schedule.tick()
+    became = dict(order.commands.filter(verb=Verb.WAKE).values_list("client", "reason"))
+    assert became[asleep[0].pk].startswith("booted: ")
+    assert became[asleep[1].pk].startswith("did not wake within 300 s: packets were sent by the boot host")
+    assert became[asleep[2].pk].startswith("http://127.0.0.1:1")
 
 
 def test_the_web_process_serves_every_route_of_the_api(house: World, keys: Path) -> None:

@@ -299,9 +299,7 @@ def captured(room: Room, session: BootSession) -> Command:
 
 
 @pytest.mark.slow
-def test_a_daemon_obeys_nothing_that_was_not_signed_for_it(
-    room: Room, running: tuple[BootSession, Service]
-) -> None:
+def test_a_daemon_obeys_nothing_that_was_not_signed_for_it(room: Room, running: tuple[BootSession, Service]) -> None:
     """Each forgery reaches the daemon, which refuses it and lives on to obey the sender."""
     session, process = running
     genuine = captured(room, session)
@@ -354,7 +352,9 @@ def hall(world: World, keys: Path, settings: Settings) -> list[Client]:
 
 def order_all(world: World, clients: Sequence[Client], **fields: Any) -> None:
     """Rows as no service would write them."""
-    order = Order.objects.create(site=world.clubroom, verb=Verb.POWEROFF, reason="mine", ordered_by=world.vera, **fields)
+    order = Order.objects.create(
+        site=world.clubroom, verb=Verb.POWEROFF, reason="mine", ordered_by=world.vera, **fields
+    )
     life = timezone.now() + timedelta(days=1)
     Command.objects.filter(client__in=clients, status__in=Command.OPEN).update(status=CommandStatus.LOST)
     Command.objects.bulk_create(
@@ -412,7 +412,12 @@ def test_what_is_ordered_under_a_harmless_name_is_counted_as_what_it_is(
     """An order for messages, of which many go at once, whose commands are power-downs; and the other way round."""
     signed: list[bytes] = []
     sign = Signer.sign
-    monkeypatch.setattr(Signer, "sign", lambda self, body: (signed.append(body), sign(self, body))[1])
+
+    def listening(self: Signer, body: bytes) -> bytes:
+        signed.append(body)
+        return sign(self, body)
+
+    monkeypatch.setattr(Signer, "sign", listening)
     order_all(world, hall)
     Order.objects.update(verb=Verb.MESSAGE, args={"text": "x", "seconds": 5})
     with contextlib.suppress(Exception):  # it may refuse what makes no sense

@@ -6,6 +6,8 @@ import os
 import time
 from collections.abc import Mapping
 
+from .network import network
+
 
 def read(path: str) -> str:
     """A small file's text without its white space; '' where there is none (not every PC has every fact)."""
@@ -44,6 +46,7 @@ def boot_ms(root: str) -> dict[str, int]:
 
 def facts(plan: Mapping[str, str], root: str = "") -> dict[str, object]:
     """The facts of docs/protocol.md."""
+    names = dict(line.partition("=")[::2] for line in read(root + "/run/fleet/network").splitlines())
     memory = [line.split()[1] for line in read(root + "/proc/meminfo").splitlines() if "MemTotal" in line]
     return {
         "adapters": adapters(root),
@@ -56,4 +59,5 @@ def facts(plan: Mapping[str, str], root: str = "") -> dict[str, object]:
         "boot_ms": boot_ms(root),
         "product": read(root + "/sys/class/dmi/id/product_name"),
         "serial": read(root + "/sys/class/dmi/id/product_serial"),
+        "network": network(names.get("interface", "")),
     }

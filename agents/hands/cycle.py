@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import home as program
+from .leftovers import Leftovers
 from .overlay import Home
 from .session import Session, Stuck
 
@@ -18,8 +19,11 @@ from .session import Session, Stuck
 class Cycle:
     """One run. `result` fills as it goes, so that a failure too is reported with all that was measured."""
 
-    def __init__(self, home: Home, session: Session, args: dict[str, Any]) -> None:
-        self.home, self.session, self.args = home, session, args
+    def __init__(
+        self, home: Home, session: Session, args: dict[str, Any], fetch: Callable[[str, int, str], None]
+    ) -> None:
+        self.home, self.session, self.args, self.fetch = home, session, args, fetch
+        self.leftovers = Leftovers(session.user, session.uid)
         self.phases: dict[str, int] = {}
         self.result: dict[str, Any] = {
             "phases_ms": self.phases,
@@ -41,19 +45,20 @@ class Cycle:
         self.phases["total"] = round((now - self.started) * 1000)
         self.last = now
 
-    def run(self, fetch: Callable[[str, int, str], None]) -> None:
-        """As far as the new session. After a failure the login stays held: better nobody than somebody's data."""
-        self.home.prepare(self.args["home"], self.args["home_bytes"], fetch)
+    def run(self) -> None:
+        """As far as the new session. After a failure the login stays held: better nobody than somebody's data.
+
+        The old home is there until the new one is known to be good. Whoever is killed meanwhile begins anew, and with the same end.
+        """
+        self.home.prepare(self.args["home"], self.args["home_bytes"], self.fetch)
         if self.home.digest != self.args["home_digest"]:
             raise Stuck("The template does not have the digest that was ordered; nothing was done.")
         self.started = self.last = time.monotonic()
         before = self.session.logins()
         self.session.hold(True)
         killed = self.session.kill()
-        self.session.sweep()
+        self.leftovers.sweep()
         self.phase("kill")
-        self.discarded = self.home.discard()
-        self.phase("unmount")
         self.home.restore()
         self.phase("restore")
         self.result["killed"] = killed + self.session.kill_by_uid()  # cron may just have been about to
@@ -61,6 +66,8 @@ class Cycle:
         self.phase("verify")
         if self.result["after"] != self.args["home_digest"]:
             raise Stuck("The restored home does not have the digest of its template; a restart makes it anew.")
+        self.discarded = self.home.swap()
+        self.phase("unmount")
         self.result["session"] = self.session.login(before)
         self.phase("login")
 
@@ -79,5 +86,5 @@ class Cycle:
         finally:
             for fd in self.discarded:
                 os.close(fd)
-            self.session.empty_trash()
+            self.leftovers.empty_trash()
             self.home.forget_others()

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from .home import attributes, entries, file_digest, tree_digest
 
 BASE = "/run/fleet/home"
+UPPER = BASE + "/upper"
+NEXT, NEXT_UPPER = BASE + "/next", BASE + "/next-upper"
 OVERLAY, COPY = "overlay", "copy"
 NOSUID, NODEV, BIND = 0x2, 0x4, 0x1000
 PAGE = 4096
@@ -94,25 +96,19 @@ class Home:
         if needed > room:
             raise OSError(f"a copy of the template takes {needed >> 20} MiB, and the home has {room >> 20}")
 
-    def discard(self) -> list[int]:
-        """Take the home away. Its descriptors (all of it, its upper layer) keep it readable until they are closed."""
-        kept = []
-        if os.path.ismount(self.path) and os.path.ismount(f"{BASE}/upper"):
-            kept = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (self.path, f"{BASE}/upper/upper")]
-        detach(self.path)
-        detach(f"{BASE}/upper")
-        return kept
-
     def restore(self) -> None:
-        """Mount a home that has only the template in it."""
+        """Mount a home that has only the template in it, aside: NEXT, with its layer in NEXT_UPPER."""
         point, _ = self.place(self.template)
-        upper, work = f"{BASE}/upper/upper", f"{BASE}/upper/work"
-        os.makedirs(f"{BASE}/upper", exist_ok=True)
-        mount("tmpfs", f"{BASE}/upper", f"size={self.percent}%,mode=0700")
+        upper, work = f"{NEXT_UPPER}/upper", f"{NEXT_UPPER}/work"
+        for place in (NEXT, NEXT_UPPER, UPPER):
+            os.makedirs(place, mode=0o700, exist_ok=True)
+        detach(NEXT)  # of a restore that was interrupted
+        detach(NEXT_UPPER)
+        mount("tmpfs", NEXT_UPPER, f"size={self.percent}%,mode=0700")
         os.mkdir(upper)
         if self.kind == COPY:
             subprocess.run(["cp", "-a", f"{point}/.", upper], check=True)
-            bind(upper, self.path)
+            bind(upper, NEXT)
             return
         os.mkdir(work)
         root = os.stat(point)  # overlayfs shows the attributes of the upper root, not those of the lower one
@@ -120,22 +116,38 @@ class Home:
         os.chmod(upper, stat.S_IMODE(root.st_mode))
         for name in attributes(point):
             os.setxattr(upper, name, os.getxattr(point, name))
-        mount("overlay", self.path, f"lowerdir={point},upperdir={upper},workdir={work}")
+        mount("overlay", NEXT, f"lowerdir={point},upperdir={upper},workdir={work}")
+
+    def swap(self) -> list[int]:
+        """Put the restored home in the place of the old one, whose descriptors (all of it, its upper layer) keep it readable.
+
+        The old home goes in one system call, and the new one comes in the next: whoever is killed here left one of them.
+        """
+        kept = []
+        if os.path.ismount(self.path) and os.path.ismount(UPPER):
+            kept = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (self.path, f"{UPPER}/upper")]
+        detach(self.path)
+        bind(NEXT, self.path)
+        detach(NEXT)
+        detach(UPPER)
+        bind(NEXT_UPPER, UPPER)
+        detach(NEXT_UPPER)
+        return kept
 
     def measure(self) -> str:
-        """Tree digest of the home as it is mounted now.
+        """Tree digest of the home that was restored and is aside still.
 
         All of its entries are read, but the contents of files taken from `prepare`: they can come from nowhere but
         the read-only template while the upper layer is empty. Where it is not, as in a copy, contents are read too.
         """
-        untouched = not os.listdir(f"{BASE}/upper/upper")
-        return tree_digest(self.path, self.contents if untouched else None)
+        untouched = not os.listdir(f"{NEXT_UPPER}/upper")
+        return tree_digest(NEXT, self.contents if untouched else None)
 
     def forget_others(self) -> None:
         """Unmount templates that no home uses any more, and remove their files."""
         point, _ = self.place(self.template)
         for other, _ in mounts():
-            if os.path.dirname(other) == BASE and other not in (point, f"{BASE}/upper"):
+            if os.path.dirname(other) == BASE and other not in (point, UPPER):
                 detach(other)
                 file = "/run/fleet/home.squashfs" if other.endswith("/template") else other + ".squashfs"
                 if os.path.exists(file):

@@ -1,46 +1,47 @@
-"""The user's session on this client: hold the login, kill all that is the user's, sweep up, see the next login.
+"""The user's session on this client: hold the login, kill all that is the user's, see the next login.
 
 The moment the last session dies systemd starts the next getty by itself, and the user's next manager (user@.service), so
 that nobody need wait for them later. The getty is held in its cgroup, which is frozen; the manager by a file that its
 unit waits to see gone. Should the daemon die meanwhile the hold stays, so nobody is ever logged in to a home that
 was not restored.
+
+Without systemd there is no such hold for every init: see Respawned.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
+import re
 import signal
-import subprocess
 import time
 from contextlib import suppress
 
 from .hardware import read
-from .home import attributes
-from .overlay import detach, mounts
 
+SYSTEMD = "/run/systemd/system"
 CGROUP = "/sys/fs/cgroup"
 HOLD = CGROUP + "/system.slice/system-getty.slice/cgroup.freeze"
 HELD = "/run/fleet/held"
 SESSIONS = "/run/systemd/sessions"
 KILL_S, LOGIN_S = 5.0, 30.0
 OWNS_NOTHING = 2**32 - 2  # the highest uid there is
-# Where every user may write, and so leave something for the next one; {uid} is the user's.
-PLACES = (
-    "/tmp /var/tmp /dev/shm /dev/mqueue /run/lock /run/screen /run/user/{uid} /var/mail /var/spool/cron "  # noqa: S108
-    "/var/spool/cron/crontabs /var/spool/cron/atjobs"
-)
 
 
 class Stuck(Exception):
     """The session cannot be ended or begun; the text says why."""
 
 
+def of(user: str, uid: int) -> Session:
+    """The user's sessions, by the means that this system has."""
+    return Session(user, uid) if os.path.isdir(SYSTEMD) else Respawned(user, uid)
+
+
 class Session:
+    """By systemd: sessions of logind, the login on a virtual console by getty."""
+
     def __init__(self, user: str, uid: int) -> None:
         self.user, self.uid = user, uid
         self.slice = f"{CGROUP}/user.slice/user-{uid}.slice"
-        self.trash: list[str] = []
 
     def hold(self, held: bool) -> None:
         try:
@@ -95,46 +96,6 @@ class Session:
             raise Stuck(f"Processes {sorted(left)[:9]} of {self.user} outlive SIGKILL.")
         time.sleep(0.005)
 
-    def sweep(self) -> None:
-        """Remove what the user left outside the home. Directories only move aside: `empty_trash` is for later."""
-        for point, options in mounts():
-            if f"user_id={self.uid}," in options:  # FUSE, whose server is dead now
-                detach(point)
-        for place in PLACES.format(uid=self.uid).split():
-            self.clear(place)
-        for kind in ("shm", "msg", "sem"):
-            remove_ipc(kind, self.uid)
-        with suppress(FileNotFoundError):
-            os.unlink(f"/var/lib/systemd/linger/{self.user}")
-
-    def clear(self, place: str) -> None:
-        try:
-            found = [(entry, entry.stat(follow_symlinks=False)) for entry in os.scandir(place)]
-        except OSError:
-            return
-        if os.stat(place).st_uid == self.uid:  # /run/user/…, which stays
-            os.chmod(place, 0o700)
-            for name in attributes(place):
-                os.removexattr(place, name)
-        aside = f"{place}/.fleet-{os.urandom(8).hex()}"
-        for entry, facts in found:
-            directory = entry.is_dir(follow_symlinks=False)
-            if facts.st_uid != self.uid:
-                if directory:
-                    self.clear(entry.path)
-            elif not directory:
-                os.unlink(entry.path)
-            else:
-                if aside not in self.trash:
-                    os.mkdir(aside, 0o700)
-                    self.trash.append(aside)
-                os.rename(entry.path, f"{aside}/{entry.name}")
-
-    def empty_trash(self) -> None:
-        if self.trash:
-            subprocess.run(["nice", "rm", "-rf", "--one-file-system", *self.trash], check=False)
-        self.trash = []
-
     def logins(self) -> dict[str, str]:
         """Terminals of the user's sessions by id, as logind keeps them in /run."""
         found = {}
@@ -153,13 +114,16 @@ class Session:
         self.hold(False)
         while time.monotonic() < end:
             time.sleep(0.01)
-            with suppress(FileNotFoundError):  # processes come and go
-                for session in os.listdir(SESSIONS):
-                    pids = self.members(f"{self.slice}/session-{session}.scope")
-                    begun = any(os.stat(f"/proc/{pid}").st_uid == self.uid for pid in pids)
-                    if begun and session in self.logins().keys() - before.keys():
+            for session in self.logins().keys() - before.keys():
+                with suppress(FileNotFoundError):  # processes come and go
+                    if self.has_begun(session):
                         return session
         raise Stuck(f"{self.user} was not logged in again within {LOGIN_S:.0f} s.")
+
+    def has_begun(self, session: str) -> bool:
+        """Whether a process of the user runs in it, and not only login(1)."""
+        pids = self.members(f"{self.slice}/session-{session}.scope")
+        return any(os.stat(f"/proc/{pid}").st_uid == self.uid for pid in pids)
 
     def touched(self) -> dict[str, int]:
         """When each session's terminal was last read from (atime), as w(1) tells an idle user; ns since 1970."""
@@ -170,6 +134,60 @@ class Session:
             except OSError:
                 times[session] = 0
         return times
+
+
+class Respawned(Session):
+    """By whatever starts a login anew when the last one ends: an inittab, a display manager. Nothing of systemd is needed.
+
+    Nobody can be kept out here, so whoever comes in too early is sent away once more when the home is ready. An init that
+    waits until HELD is gone spares the user that. A login is a process that leads a session and has a terminal, or a
+    desktop in its environment.
+    """
+
+    def hold(self, held: bool) -> None:
+        if held:
+            with open(HELD, "w", encoding="ascii"):
+                return
+        with suppress(FileNotFoundError):
+            os.unlink(HELD)
+
+    def kill(self) -> int:
+        return self.kill_by_uid()
+
+    def kill_by_uid(self) -> int:
+        """Those who come meanwhile are not waited for: there may be no moment without one."""
+        victims = self.processes()
+        end = time.monotonic() + KILL_S
+        kill_by_uid(self.uid)
+        while left := victims & self.processes():
+            self.breathe(end, left)
+        return len(victims)
+
+    def logins(self) -> dict[str, str]:
+        found = {}
+        for pid in self.processes():
+            fields = read(f"/proc/{pid}/stat").rpartition(")")[2].split()  # proc(5): from the third field on
+            if len(fields) > 19 and fields[3] == str(pid):
+                tty = terminal(int(fields[4]))
+                if tty or re.search("(^|\0)(WAYLAND_)?DISPLAY=", read(f"/proc/{pid}/environ")):
+                    found[f"{pid}-{fields[19]}"] = tty  # with its start: numbers come again
+        return found
+
+    def login(self, before: dict[str, str]) -> str:
+        early = {**before, **self.logins()}
+        self.kill_by_uid()
+        return super().login(early)
+
+    def has_begun(self, session: str) -> bool:
+        return True  # it is found by its process
+
+
+def terminal(device: int) -> str:
+    """Name in /dev of a controlling terminal by its number, '' where it is none that people sit at."""
+    major, minor = os.major(device), os.minor(device)
+    if major == 4:
+        return f"tty{minor}" if minor < 64 else f"ttyS{minor - 64}"
+    return f"pts/{(major - 136) * 256 + minor}" if 136 <= major <= 143 else ""
 
 
 def kill_by_uid(uid: int) -> None:
@@ -188,14 +206,3 @@ def kill_by_uid(uid: int) -> None:
         finally:
             os._exit(0)
     os.waitpid(child, 0)
-
-
-def remove_ipc(kind: str, uid: int) -> None:
-    """Remove the System V objects (shm, msg or sem) that `uid` owns or made."""
-    control = getattr(ctypes.CDLL(None), kind + "ctl")
-    rows = [line.split() for line in read(f"/proc/sysvipc/{kind}").splitlines()]
-    for row in rows[1:]:
-        fields = dict(zip(rows[0], row))  # noqa: B905 - strict= needs 3.10
-        if str(uid) in (fields["uid"], fields["cuid"]):
-            number = int(row[1])
-            control(number, 0, 0) if kind != "sem" else control(number, 0, 0, 0)  # IPC_RMID is 0

@@ -1,4 +1,4 @@
-"""A capture: the user's home, packed by a process of the user's, goes to the gateway as it is packed; nothing of it is kept.
+"""A capture: the user's home, packed by a process of the user's, is given away as it is packed; nothing of it is kept.
 
 What was sent (its length and SHA-256) is known at the end only, and then reported: the server takes it if that is what came.
 """
@@ -11,11 +11,10 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import pack as program
-from .link import Link
 from .session import Stuck
 
 BLOCK = 1 << 18
@@ -23,12 +22,15 @@ LIMIT_S = 900.0  # the server waits no longer either
 
 
 class Capture:
-    def __init__(self, home: str, uid: int, args: dict[str, Any]) -> None:
-        self.home, self.uid, self.most = home, uid, args["most_bytes"]
-        self.seen, self.bytes = hashlib.sha256(), 0
+    """One run. `upload` sends blocks and returns what the server says that it received; `result` is what was sent."""
 
-    def run(self, link: Link, command: str) -> dict[str, Any]:
-        """What was sent; Stuck or OSError where not all of the home arrived, and then the server keeps nothing of it."""
+    def __init__(self, home: str, uid: int, most: int, upload: Callable[[Iterator[bytes]], dict[str, Any]]) -> None:
+        self.home, self.uid, self.most, self.upload = home, uid, most, upload
+        self.seen, self.bytes = hashlib.sha256(), 0
+        self.result: dict[str, Any] = {}
+
+    def run(self) -> None:
+        """Stuck or OSError where not all of the home arrived, and then the server keeps nothing of it."""
         packer = [sys.executable, "-E", "-s", "-S", program.__file__, self.home]
         owner = os.stat(self.home)
         if owner.st_uid != self.uid:
@@ -41,7 +43,7 @@ class Capture:
             clock = threading.Timer(LIMIT_S, process.kill)  # a file system of the user's may never answer
             clock.start()
             try:
-                received = link.upload(f"/agent/v1/capture?command={command}", self.blocks(process))
+                received = self.upload(self.blocks(process))
                 counts = self.counts(process)
             finally:
                 clock.cancel()
@@ -49,7 +51,11 @@ class Capture:
         sent = {"bytes": self.bytes, "sha256": self.seen.hexdigest()}
         if any(received.get(key) != value for key, value in sent.items()):
             raise Stuck(f"The server received {received.get('bytes')} bytes that are not the {self.bytes} sent.")
-        return {**sent, **counts}
+        self.result = {**sent, **counts}
+
+    def account(self) -> dict[str, Any]:
+        """Nothing was thrown away."""
+        return {}
 
     def blocks(self, process: subprocess.Popen[bytes]) -> Iterator[bytes]:
         """The stream, counted. It ends by an error, and so the upload without its end, where the packer did not end well."""
