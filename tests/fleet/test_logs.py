@@ -226,7 +226,15 @@ def test_the_audit_log_is_told_but_not_its_lists(
     world: World, objects: Objects, django_capture_on_commit_callbacks: Callable[..., Any]
 ) -> None:
     one = make_client(world.clubroom)
-    detail = {"commands": ["a", "b"], "why": "so", "times": 2, "args": {"text": "hidden"}, "text": "t", "say": "s"}
+    detail = {
+        "commands": ["a", "b"],
+        "why": "so",
+        "times": 2,
+        "args": {"text": "hidden"},
+        "text": "t",
+        "say": "s",
+        "client": "x",
+    }
     with django_capture_on_commit_callbacks(execute=True):
         audit.record("tried", one, site=world.clubroom, actor=world.vera, **detail)
     [line] = objects()
