@@ -12,20 +12,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.services import free_port, start, wait_for
 
 OWNER = "postgres"  # initdb refuses to run as root; Debian's package makes this user
-FAST = (
-    "fsync=off",
-    "synchronous_commit=off",
-    "full_page_writes=off",
-    "max_connections=200",
-    "listen_addresses=127.0.0.1",
-)
+DURABLE = ("max_connections=200", "listen_addresses=127.0.0.1")  # for benches, which must not win by forgetting
+FAST = (*DURABLE, "fsync=off", "synchronous_commit=off", "full_page_writes=off")
 
 
 def binaries() -> Path:
@@ -37,7 +32,7 @@ def binaries() -> Path:
 
 
 @contextmanager
-def cluster() -> Iterator[str]:
+def cluster(settings: Sequence[str] = FAST) -> Iterator[str]:
     """A fresh cluster; yields its FLEET_DATABASE_URL."""
     programs, root = binaries(), os.geteuid() == 0
     user = pwd.getpwnam(OWNER) if root else pwd.getpwuid(os.geteuid())
@@ -53,7 +48,7 @@ def cluster() -> Iterator[str]:
             [*dies, *initdb, "--locale=C.UTF-8", "--no-sync"], check=True, stdout=subprocess.DEVNULL, cwd=directory
         )
         port = free_port()
-        options = [word for option in (*FAST, f"port={port}") for word in ("-c", option)]
+        options = [word for option in (*settings, f"port={port}") for word in ("-c", option)]
         server = [str(programs / "postgres"), "-D", str(directory / "data"), "-k", str(directory), *options]
         service = start([*dies, *server], Path(f"{directory}.log"))
         try:
