@@ -31,7 +31,7 @@ FAILURES := $(CURDIR)/var/failures
 MACHINES := tests/lab tests/initrd tests/daemon
 AS_LANE = 2>&1 | (trap '' INT; exec sed -u 's/^/$(@:test-%=%) | /')
 FAST := -m "not slow and not lab and not build and not browser"
-ROWS := -m "not lab and not build and not browser and not once" tests/fleet tests/images tests/agents tests/board
+ROWS := -m "not lab and not build and not browser and not once" tests/fleet tests/images tests/agents tests/board tests/trust
 
 test: setup-test ## the whole suite, on SQLite and PostgreSQL, with real builds, boots and browsers
 	@rm -rf $(FAILURES) && mkdir -p $(FAILURES)

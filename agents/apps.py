@@ -6,8 +6,10 @@ class AgentsConfig(AppConfig):
     verbose_name = "Agents"
 
     def ready(self) -> None:
-        from agents import metrics  # noqa: F401 - registers itself
+        from agents import metrics, sending  # noqa: F401 - metrics register themselves
         from agents.holding import running
+        from fleet import alive
         from images import keeping
 
         keeping.register(running)
+        alive.register("sender", sending.state)

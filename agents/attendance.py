@@ -1,5 +1,6 @@
 """Sessions of daemons: opened, seen, closed. What the gateway writes about who is there."""
 
+import ipaddress
 import logging
 import re
 from collections.abc import Mapping
@@ -8,16 +9,17 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
-from agents import judging
+from agents import holds, judging
 from agents.daemon import protocol
 from agents.evidence import silence
 from agents.models import BootSession, SessionStatus
 from agents.observing import locked, observe
 from fleet.exceptions import WrongState
-from fleet.models import ClientState
+from fleet.models import Client, ClientState
 from fleet.transitions import move
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,10 @@ def clean_facts(facts: object) -> dict[str, Any]:
         if not isinstance(value, str) or len(value) > 200 or not value.isprintable():
             raise BadFacts(f"{key} is not a short text.")
         clean[key] = value
+    if (network := facts.get("network")) is not None:
+        if network != "" and not _is_network(network):
+            raise BadFacts("network is no IPv4 network.")
+        clean["network"] = network
     times = facts.get("boot_ms", {})
     if not isinstance(times, dict) or len(times) > 20:
         raise BadFacts("boot_ms is not an object of stages.")
@@ -73,22 +79,52 @@ def clean_facts(facts: object) -> dict[str, Any]:
     return clean
 
 
+def _is_network(value: object) -> bool:
+    """Whether it is an IPv4 network in its one spelling: clients of one LAN must say the same."""
+    try:
+        return isinstance(value, str) and str(ipaddress.IPv4Network(value)) == value
+    except ValueError:
+        return False
+
+
 @transaction.atomic
-def open_session(session: BootSession, boot_id: str, facts: Mapping[str, Any]) -> None:
-    """The daemon is up. Raises WrongState for a session that was superseded, or opened by another boot."""
+def open_session(
+    session: BootSession, boot_id: str, facts: Mapping[str, Any], *, speaks: int = 1, command_keys: str = ""
+) -> None:
+    """The daemon is up. Raises WrongState for a session that was superseded or revoked, or opened by another boot.
+
+    ``speaks`` is its protocol, ``command_keys`` the ids of the keys that it is told now.
+    """
     client = locked(session.client_id)
     session.refresh_from_db()
     if str(session.boot_id) != boot_id:
         raise WrongState(f"The {session} is another boot's.")
+    if session.opened_at is None:
+        holds.forget(client.pk)
     move(
         session,
         SessionStatus.OPEN,
         opened_at=session.opened_at or timezone.now(),
         facts=dict(facts),
+        protocol=speaks,
+        command_keys=command_keys or session.command_keys,
         last_seen=timezone.now(),
     )
+    if network := facts.get("network"):  # an old daemon says none
+        Client.objects.filter(pk=client.pk).update(network=network)
     if client.state != ClientState.CYCLING:
         observe(client, ClientState.BOOTING if client.state == ClientState.BOOTING else ClientState.READY, trouble="")
+
+
+@transaction.atomic
+def refuse_old(session: BootSession, speaks: int) -> str:
+    """A daemon speaks an older protocol than FLEET_PROTOCOL_FLOOR: noted as its client's trouble, in the words returned."""
+    least = settings.PROTOCOL_FLOOR
+    why = f"Its daemon speaks protocol {speaks}, and this server wants {least} at least: boot it with a newer version."
+    client = locked(session.client_id)
+    if client.trouble != why:
+        observe(client, ClientState(client.state), trouble=why)
+    return why
 
 
 @transaction.atomic

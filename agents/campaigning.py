@@ -11,7 +11,7 @@ from uuid import UUID
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import OperationalError, transaction
-from django.db.models import Max, Q, QuerySet
+from django.db.models import Max, Q
 from django.utils import timezone
 
 from agents import caps, freezing, services, targets
@@ -26,17 +26,15 @@ from agents.models import (
     Target,
     TargetStatus,
 )
-from agents.selecting import Selection, choose
+from agents.selecting import Selection, able, choose
 from agents.waves import waves
 from fleet import audit
 from fleet.exceptions import FleetError, Forbidden
-from fleet.queue import enqueue
 from fleet.transitions import move
 
 log = logging.getLogger(__name__)
 CLOCK = "clock"
 MINUTE = timedelta(seconds=60)  # over which a cap counts
-_NOT_ACCEPTED = (CommandStatus.QUEUED, CommandStatus.SENT)  # a client asks before it acts, so these can be called back
 
 
 def step() -> None:
@@ -65,7 +63,7 @@ def _part(key: UUID) -> bool:
     if campaign.started_at is None and campaign.status in Campaign.LIVE:
         return _begin(campaign, now)
     if campaign.status not in Campaign.LIVE:
-        call_back(campaign.order, campaign.outcome)  # what was just being signed when it was stopped
+        _clear(campaign)  # also of what was just being signed when it was stopped
     targets.follow(campaign)
     if campaign.status in Campaign.LIVE:
         if now >= campaign.expires_at:
@@ -82,30 +80,21 @@ def _begin(campaign: Campaign, now: datetime) -> bool:
     order = campaign.order
     if now >= campaign.expires_at:
         awaited = campaign.status == CampaignStatus.AWAITING
-        halt(
-            campaign,
-            CampaignStatus.STOPPED,
-            "nobody approved it in time" if awaited else "it did not begin in time",
-            CLOCK,
-        )
-    elif (
-        (campaign.status == CampaignStatus.AWAITING and order.approved_at is None)
-        or campaign.status == CampaignStatus.PAUSED
-        or (campaign.starts_at and now < campaign.starts_at)
-    ):
+        why = "nobody approved it in time" if awaited else "it did not begin in time"
+        halt(campaign, CampaignStatus.STOPPED, why, CLOCK)
         return False
-    elif _may(campaign):
-        planned = waves(campaign, choose(Selection.from_json(campaign.selection), order.site))
-        number = targets.make(campaign, planned)
-        started = {"started_at": now, "wave": 1, "wave_at": now, "judged_from": now}
-        if campaign.status == CampaignStatus.RUNNING:
-            Campaign.objects.filter(pk=campaign.pk).update(**started)
-        else:
-            move(campaign, CampaignStatus.RUNNING, **started)
-        sizes = [len(wave) for wave in planned]
-        audit.record("campaign.started", campaign, site=order.site, actor=CLOCK, clients=number, waves=sizes)
-        return True
-    return False
+    if campaign.status == CampaignStatus.AWAITING and order.approved_at:
+        move(campaign, CampaignStatus.SCHEDULED)
+    if campaign.status == CampaignStatus.SCHEDULED and now >= (campaign.starts_at or now):
+        move(campaign, CampaignStatus.RUNNING)
+    if campaign.status != CampaignStatus.RUNNING or not _may(campaign):
+        return False
+    planned = waves(campaign, choose(Selection.from_json(campaign.selection), order.site))
+    number = targets.make(campaign, planned)
+    Campaign.objects.filter(pk=campaign.pk).update(started_at=now, wave=1, wave_at=now, judged_from=now)
+    sizes = [len(wave) for wave in planned]
+    audit.record("campaign.started", campaign, site=order.site, actor=CLOCK, clients=number, waves=sizes)
+    return True
 
 
 def _may(campaign: Campaign) -> bool:
@@ -139,12 +128,10 @@ def _run(campaign: Campaign, now: datetime) -> bool:
     room = min(_room(campaign.order, now), targets.CHUNK)
     if not room or not _may(campaign):
         return False
-    number = targets.order_due(campaign, room, now)
+    number, parted = targets.order_due(campaign, room, now)
     if number:
-        from agents.tasks import send_order
-
-        enqueue(send_order, str(campaign.order_id))
-    return number == targets.CHUNK
+        services.hand_over(campaign.order)
+    return number == targets.CHUNK or bool(parted and not number)
 
 
 def _last_wave(campaign: Campaign) -> int:
@@ -156,7 +143,7 @@ def _wave_is_over(campaign: Campaign, now: datetime) -> bool:
     in_wave = Target.objects.filter(campaign=campaign, wave=campaign.wave)
     holding = Q(status=TargetStatus.ORDERED) | Q(status=TargetStatus.WAITING)
     if campaign.offline == Offline.WAIT:
-        absent = Q(place__lt=targets.reached(campaign, now)) & ~targets.able(campaign)
+        absent = Q(place__lt=targets.reached(campaign, now)) & ~able(campaign.order.verb, "client")
         holding = Q(status=TargetStatus.ORDERED) | (Q(status=TargetStatus.WAITING) & ~absent)
     return not in_wave.filter(holding).exists()
 
@@ -170,7 +157,8 @@ def _end_if_over(campaign: Campaign) -> bool:
         outcome = targets.told(counts) or "nobody was selected"
         move(campaign, CampaignStatus.DONE, ended_at=now, outcome=outcome[:300])
     else:
-        Campaign.objects.filter(pk=campaign.pk).update(ended_at=now)
+        campaign.ended_at = now
+        campaign.save(update_fields=["ended_at"])
     audit.record("campaign.ended", campaign, site=campaign.order.site, actor=CLOCK, **counts)
     return True
 
@@ -180,7 +168,8 @@ def _end_if_over(campaign: Campaign) -> bool:
 
 def _judged(campaign: Campaign) -> tuple[int, int]:
     """How many carried it out, or should have, since the wave began or a person said to go on; and how many of them succeeded."""
-    counts = targets.tally(campaign, ended_at__gte=campaign.judged_from)
+    waited_for = Q(status=TargetStatus.EXPIRED, command=None)  # and did not come
+    counts = targets.tally(campaign, Q(ended_at__gte=campaign.judged_from) & ~waited_for)
     return sum(counts.get(status, 0) for status in targets.EXECUTED), counts.get(TargetStatus.SUCCEEDED, 0)
 
 
@@ -243,35 +232,28 @@ def _room(order: Order, now: datetime) -> int:
 def _keep_fresh(order: Order, expires: datetime) -> None:
     """A command's time begins when it is signed: what waits for a ceiling, or for a freeze to be lifted, is given its time again."""
     late = expires - timedelta(seconds=settings.COMMAND_LIFE / 3)
-    queued = Command.objects.filter(order=order, status=CommandStatus.QUEUED, expires_at__lt=late)
-    _free(queued).update(expires_at=expires)
-
-
-def call_back(order: Order, reason: str) -> int:
-    """Cancel what no client has accepted, in one statement; how many. What is being signed or accepted at this moment is left for the next."""
-    waiting = Command.objects.filter(order=order, status__in=_NOT_ACCEPTED)
-    return _free(waiting).update(status=CommandStatus.CANCELLED, finished_at=timezone.now(), reason=reason[:300])
-
-
-def _free(commands: QuerySet[Command]) -> QuerySet[Command]:
-    """Those of ``commands`` that nobody else changes now. To wait for one while others wait for us is how deadlocks are made."""
-    return commands.filter(pk__in=commands.select_for_update(no_key=True, skip_locked=True).values("pk"))
+    queued = Command.objects.filter(order=order, verb=order.verb, status=CommandStatus.QUEUED, expires_at__lt=late)
+    services.unlocked(queued).update(expires_at=expires)
 
 
 def halt(campaign: Campaign, status: CampaignStatus, why: str, actor: User | AnonymousUser | str) -> int:
     """End a campaign before its time: nobody who has not accepted does anything. How many commands were called back. Raises WrongState."""
     with transaction.atomic():
         move(campaign, status, outcome=why[:300], paused_at=None)
-        # The log before the commands: whoever holds its end may be about to change one of them.
+        audit.hold(campaign.order.site)
         counts = targets.tally(campaign)
-        audit.record(f"campaign.{status}", campaign, site=campaign.order.site, actor=actor, why=why, **counts)
-        number = call_back(campaign.order, why)
-        targets.close_all(campaign, TargetStatus.CANCELLED, why)
+        number = services.call_back(campaign.order, why)
+        detail = {"why": why, "called_back": number, **counts}
+        audit.record(f"campaign.{status}", campaign, site=campaign.order.site, actor=actor, **detail)
+    with transaction.atomic():  # of its own, so that clients need not wait for it
+        _clear(campaign)
         targets.follow(campaign)
         _end_if_over(campaign)
     return number
 
 
-def not_accepted(campaign: Campaign) -> bool:
-    """Whether there is something left to call back."""
-    return Command.objects.filter(order=campaign.order_id, status__in=_NOT_ACCEPTED).exists()
+def _clear(campaign: Campaign) -> None:
+    """End what waits in a campaign that was ended."""
+    audit.hold(campaign.order.site)
+    services.call_back(campaign.order, campaign.outcome)
+    targets.close_all(campaign, TargetStatus.CANCELLED, campaign.outcome)

@@ -3,7 +3,6 @@
 ``plan`` makes a campaign that makes sense and saves nothing; ``preview`` tells what it would do; ``start`` writes it down.
 """
 
-import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,7 +16,7 @@ from agents import campaigning, services, targets
 from agents.models import Campaign, CampaignStatus, Offline, Verb, WaveBy
 from agents.selecting import MOST_CLIENTS, Selection
 from fleet import audit
-from fleet.exceptions import Forbidden, OperatorError
+from fleet.exceptions import Forbidden, OperatorError, WrongState
 from fleet.models import Site
 from fleet.queue import enqueue
 from fleet.roles import Right
@@ -29,7 +28,6 @@ HOW = (
 )
 LIFE = timedelta(hours=1)  # of a campaign, unless somebody says otherwise
 LONGEST = timedelta(days=7)
-PASSES, PAUSE_S = 10, 0.05  # of calling back what was just being signed; the worker does the rest
 AHEAD = timedelta(days=31)  # for those that start later
 
 
@@ -137,7 +135,10 @@ def start(campaign: Campaign, actor: User | AnonymousUser) -> Campaign:
         )
     order.save(force_insert=True)
     campaign.order = order  # again: now it has its key
-    campaign.status = _first_status(campaign, approved=not order.beyond_cap)
+    if order.beyond_cap:
+        campaign.status = CampaignStatus.AWAITING
+    elif campaign.starts_at:
+        campaign.status = CampaignStatus.SCHEDULED
     campaign.save(force_insert=True)
     usual = Campaign()
     how = {name: _plain(getattr(campaign, name)) for name in HOW if getattr(campaign, name) != getattr(usual, name)}
@@ -155,13 +156,6 @@ def start(campaign: Campaign, actor: User | AnonymousUser) -> Campaign:
     return campaign
 
 
-def _first_status(campaign: Campaign, *, approved: bool) -> CampaignStatus:
-    if not approved:
-        return CampaignStatus.AWAITING
-    later = campaign.starts_at and campaign.starts_at > timezone.now()
-    return CampaignStatus.SCHEDULED if later else CampaignStatus.RUNNING
-
-
 def _plain(value: object) -> object:
     return value.isoformat() if isinstance(value, datetime) else value
 
@@ -170,7 +164,7 @@ def _plain(value: object) -> object:
 def approve(campaign: Campaign, actor: User | AnonymousUser) -> None:
     """Let a campaign go beyond the site's caps, as its second person. Raises Forbidden, WrongState."""
     services.approve(campaign.order, actor)
-    move(campaign, _first_status(campaign, approved=True))
+    move(campaign, CampaignStatus.SCHEDULED)
     _go_on(campaign)
 
 
@@ -186,10 +180,15 @@ def pause(campaign: Campaign, actor: User | AnonymousUser) -> None:
 def resume(campaign: Campaign, actor: User | AnonymousUser) -> None:
     """Go on, and judge by what ends from now on. Raises Forbidden, WrongState."""
     services.require(campaign.order, actor)
+    row = Campaign.objects.select_for_update(no_key=True).get(pk=campaign.pk)
+    if row.status != CampaignStatus.PAUSED:  # from others it comes to run in its own way
+        raise WrongState(
+            f"{campaign} cannot be resumed: it is {row.get_status_display().lower()}.", hint="Reload the page."
+        )
     now = timezone.now()
     changes: dict[str, Any] = {"paused_at": None, "judged_from": now, "outcome": ""}
-    if campaign.wave_at and campaign.paused_at:
-        changes["wave_at"] = campaign.wave_at + (now - campaign.paused_at)  # who waits is spread as before
+    if row.wave_at and row.paused_at:
+        changes["wave_at"] = row.wave_at + (now - row.paused_at)  # who waits is spread as before
     move(campaign, CampaignStatus.RUNNING, **changes)
     audit.record("campaign.resumed", campaign, site=campaign.order.site, actor=actor)
     _go_on(campaign)
@@ -203,12 +202,7 @@ def stop(campaign: Campaign, actor: User | AnonymousUser) -> int:
     _require(campaign, actor, "stop")
     why = f"stopped by {audit.actor_name(actor)}"
     number = campaigning.halt(campaign, CampaignStatus.STOPPED, why, actor)
-    for _ in range(PASSES):
-        if not campaigning.not_accepted(campaign):
-            break
-        time.sleep(PAUSE_S)
-        number += campaigning.call_back(campaign.order, why)
-    return number
+    return number + services.call_back_rest(campaign.order, why)
 
 
 def _require(campaign: Campaign, actor: User | AnonymousUser, what: str) -> None:

@@ -12,11 +12,13 @@ from django.conf import settings
 from django.db.models import F, Q, QuerySet
 
 from agents.book import Book
-from agents.models import Cap, Command, CommandStatus
+from agents.models import CampaignStatus, Cap, Command, CommandStatus
 from fleet.models import Site
 
 # What the sender may not sign before a second person has approved it.
 UNAPPROVED = Q(order__beyond_cap=True) & (Q(order__approved_by=None) | Q(order__approved_by=F("order__ordered_by")))
+
+PAUSED = Q(order__campaign__status=CampaignStatus.PAUSED)
 
 
 def cap_of(site: Site | int, verb: str) -> Cap | None:
@@ -35,7 +37,7 @@ def granted(book: Book, site: int, verb: str, waiting: QuerySet[Command], most: 
     Who is beyond the cap goes first: a second person wanted it so.
     """
     room = max(0, min(most, settings.CEILING[verb] - book.signed(verb)))
-    approved = waiting.exclude(UNAPPROVED).order_by("queued_at", "pk")
+    approved = waiting.exclude(UNAPPROVED).exclude(PAUSED).order_by("queued_at", "pk")
     beyond = list(approved.filter(order__beyond_cap=True).values_list("pk", flat=True)[:room])
     room -= len(beyond)
     if room and (cap := cap_of(site, verb)):

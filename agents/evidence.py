@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
 from django.db import transaction
 from django.utils import timezone
 
-from agents import capturing, metrics
+from agents import capturing, metrics, telling
 from agents.daemon import protocol
 from agents.models import BootSession, Command, CommandStatus, HomeRestore, RestoreResult, Verb
 from fleet import audit
@@ -18,6 +19,7 @@ from fleet.transitions import move
 _HEX = re.compile(r"[0-9a-f]{64}|").fullmatch
 _PHASES = ("kill", "unmount", "restore", "verify", "login", "total")
 _MOST = 1 << 53
+LONGEST_WARNING = timedelta(hours=2)  # an hour, and twelve times five minutes more
 
 
 @transaction.atomic
@@ -26,6 +28,7 @@ def end(command: Command, status: CommandStatus, reason: str = "", result: Mappi
     move(command, status, finished_at=timezone.now(), reason=reason[:300], result=dict(result or {}))
     if command.verb == Verb.CYCLE and status in _RESTORES:
         record_restore(command, _RESTORES[status], reason)
+    telling.ended([command.pk])
     if command.verb == Verb.CAPTURE and status != CommandStatus.SUCCEEDED:
         capturing.discard(command)
 
@@ -92,6 +95,11 @@ def take_report(session: BootSession, report: Mapping[str, Any]) -> str:
                 at = timezone.now()
                 move(command, CommandStatus.ACCEPTED, accepted_at=at)
                 transaction.on_commit(partial(metrics.accepted, command, at))
+                step = telling.Step(command.order_id, command.pk, command.client_id)
+                transaction.on_commit(partial(telling.accepted, [step]))
+            if command.status == CommandStatus.ACCEPTED and _time(report["result"].get("acts_at_ms")):
+                acts_at = datetime.fromtimestamp(report["result"]["acts_at_ms"] / 1000, UTC)
+                Command.objects.filter(pk=command.pk).update(acts_at=min(acts_at, timezone.now() + LONGEST_WARNING))
             return (
                 ""
                 if command.status == CommandStatus.ACCEPTED
@@ -108,6 +116,13 @@ def take_report(session: BootSession, report: Mapping[str, Any]) -> str:
         elif command.verb == Verb.CAPTURE:
             with transaction.atomic():
                 end(command, *capturing.judge(command, report["result"]))
+        elif command.verb == Verb.MESSAGE:
+            shown = report["result"].get("shown")
+            known = {"shown": shown} if isinstance(shown, str) and len(shown) <= 100 and shown.isprintable() else {}
+            end(command, CommandStatus.SUCCEEDED, "it was on the screen", known)
+        elif command.verb == Verb.RELAY:
+            sent = report["result"].get("sent")
+            end(command, CommandStatus.SUCCEEDED, "wake packets sent", {"sent": sent} if _count(sent) else {})
         else:
             return "that is proven by a new boot or by silence, not by a word"
     except WrongState as error:
@@ -141,6 +156,11 @@ def clean_result(result: Mapping[str, Any]) -> dict[str, Any]:
     return clean
 
 
+def _time(value: object) -> bool:
+    """Milliseconds since 1970 that a datetime can be made of."""
+    return _count(value) and int(str(value)) < 1 << 45
+
+
 def _count(value: object) -> bool:
     return type(value) is int and 0 <= value < _MOST
 
@@ -149,6 +169,9 @@ def new_boot(session: BootSession) -> None:
     """A boot began: what it says of the commands of the boot before."""
     commands = Command.objects.select_related("order__site", "order__ordered_by", "client", "session__client_class")
     for command in commands.filter(client=session.client, status__in=[CommandStatus.SENT, CommandStatus.ACCEPTED]):
+        if command.verb == Verb.WAKE:
+            end(command, CommandStatus.SUCCEEDED, f"booted: {session.boot_id}", {"boot": str(session.boot_id)})
+            continue
         if command.session is None or command.session.boot_id == session.boot_id:
             continue
         if command.status == CommandStatus.SENT:
@@ -157,6 +180,8 @@ def new_boot(session: BootSession) -> None:
             end(command, CommandStatus.FAILED, "the client booted anew in the middle of the cycle")
         elif command.verb == Verb.CAPTURE:
             end(command, CommandStatus.FAILED, "the client booted anew in the middle of the capture")
+        elif command.verb == Verb.RELAY:
+            end(command, CommandStatus.FAILED, "the client booted anew before it said that it sent the packets")
         else:
             end(command, CommandStatus.SUCCEEDED, f"booted anew: {session.boot_id}")
 

@@ -4,16 +4,20 @@ Of a command: signed by the sender, delivered by the gateway's nudged poll, acce
 server's. The histograms are the gateway's, which takes the reports; with several gateways each has its share.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
+import redis
 from django.db.models import Count, Min
 from django.utils import timezone
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from agents.models import Command, CommandStatus, HomeRestore
+from agents import waiting
+from agents.models import BootSession, Campaign, Command, CommandStatus, Freeze, HomeRestore, Target
+from fleet import alive
 from fleet.metrics import DATABASE, PROCESS, Asked
+from fleet.models import Site
 
 ACCEPTED = Histogram(
     "fleet_nudge_to_accepted_seconds",
@@ -64,12 +68,81 @@ def commands() -> Iterable[Metric]:
         number, since = found.get(status, (0, None))
         open_ones.add_metric((status.value,), number)
         oldest.add_metric((status.value,), (timezone.now() - since).total_seconds() if since else 0)
-    restores = CounterMetricFamily("fleet_restores", "Home restores in the audit log.", labels=("site", "result"))
-    for site, result, number in (
-        HomeRestore.objects.values_list("site__slug", "result").annotate(Count("pk")).order_by()
-    ):
-        restores.add_metric((site, result), number)
-    yield from (open_ones, oldest, restores)
+    yield from (open_ones, oldest, _restores(), *_why(), _sessions())
 
 
-DATABASE.register(Asked(commands))
+def _restores() -> Metric:
+    family = CounterMetricFamily("fleet_restores", "Home restores in the audit log.", labels=("site", "result"))
+    rows = HomeRestore.objects.values_list("site__slug", "result").annotate(Count("pk"))
+    for site, result, number in rows.order_by():
+        family.add_metric((site, result), number)
+    return family
+
+
+def _why() -> Iterable[Metric]:
+    """Why commands are not signed yet, and how many were signed lately; the sender's ceiling is in ``fleet_ceiling``."""
+    number = GaugeMetricFamily(
+        "fleet_waiting_commands", "Commands not signed yet, by what they wait for.", labels=("why",)
+    )
+    oldest = GaugeMetricFamily("fleet_waiting_seconds", "Age of the oldest of them; 0: none waits.", labels=("why",))
+    now = timezone.now()
+    for why, found in waiting.waiting(_ceiling()).items():
+        number.add_metric((why.value,), found.number)
+        oldest.add_metric((why.value,), (now - found.since).total_seconds() if found.since else 0)
+    signed = GaugeMetricFamily("fleet_signed_last_minute", "Commands signed within a minute.", labels=("site", "verb"))
+    sites = dict(Site.objects.values_list("pk", "slug"))
+    for (site, verb), times in waiting.signed_within_a_minute().items():
+        signed.add_metric((sites[site], verb), times)
+    return number, oldest, signed
+
+
+def _ceiling() -> Mapping[str, int]:
+    try:
+        return dict(alive.listen().parts["sender"].facts.get("ceiling", {}))
+    except redis.RedisError:
+        return {}
+
+
+def _sessions() -> Metric:
+    """Before the oldest protocol is given up (FLEET_PROTOCOL_FLOOR), nobody should speak it."""
+    family = GaugeMetricFamily("fleet_sessions", "Sessions of running PCs.", labels=("protocol",))
+    rows = BootSession.objects.filter(status__in=BootSession.LIVE).values_list("protocol").annotate(Count("pk"))
+    for protocol, number in rows.order_by():
+        family.add_metric((str(protocol),), number)
+    return family
+
+
+def bounds() -> Iterable[Metric]:
+    """What a site may do at once, how much of it is used, and what is frozen."""
+    labels = ("site", "verb", "bound")
+    limit = GaugeMetricFamily("fleet_cap", "What a site's cap allows: per_minute, at_once.", labels=labels)
+    used = GaugeMetricFamily("fleet_cap_used", "How much of it is used, by the database.", labels=labels)
+    for use in waiting.uses():
+        which = (use.cap.site.slug, use.cap.verb, use.bound)
+        limit.add_metric(which, use.limit)
+        used.add_metric(which, use.used)
+    frozen = GaugeMetricFamily(
+        "fleet_frozen_seconds", "Since signing is frozen; site all: everywhere.", labels=("site",)
+    )
+    now = timezone.now()
+    for site, since in Freeze.objects.filter(lifted_at=None).values_list("site__slug", "frozen_at"):
+        frozen.add_metric((site or "all",), (now - since).total_seconds())
+    yield from (limit, used, frozen)
+
+
+def campaigns() -> Iterable[Metric]:
+    """Those that have not ended, and how far their targets are."""
+    labels = ("site", "status")
+    number = GaugeMetricFamily("fleet_campaigns", "Campaigns that have not ended.", labels=labels)
+    targets = GaugeMetricFamily("fleet_campaign_targets", "Clients of these campaigns.", labels=labels)
+    rows = Campaign.objects.filter(ended_at=None).values_list("order__site__slug", "status").annotate(Count("pk"))
+    for site, status, found in rows.order_by():
+        number.add_metric((site, status), found)
+    under_way = Target.objects.filter(campaign__ended_at=None).values_list("campaign__order__site__slug", "status")
+    for site, status, found in under_way.annotate(Count("pk")).order_by():
+        targets.add_metric((site, status), found)
+    yield from (number, targets)
+
+
+for gather in (commands, bounds, campaigns):
+    DATABASE.register(Asked(gather))

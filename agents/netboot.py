@@ -9,12 +9,12 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
-from agents import judging
+from agents import judging, twins
 from agents.daemon import protocol
 from agents.evidence import new_boot
 from agents.models import BootSession, BootToken, SessionStatus
 from agents.observing import locked, observe
-from agents.signing import public_keys
+from agents.signing import ids, public_keys
 from fleet import audit
 from fleet.exceptions import WrongState
 from fleet.hardware import Adapter, parse_adapters
@@ -203,10 +203,12 @@ def boot_plan(form: Mapping[str, str]) -> str:
         _use_up(token)
         return _lines(action="restart", boot=boot_id, reason=f"{client_class} needs another kernel")
     _use_up(token)
-    session, bearer = _begin(client, boot_id, release)
+    keys = {f"{kind}_keys": public_keys(settings.PUBLIC_KEYS, kind) for kind in ("command", "session")}
+    session, bearer = _begin(client, boot_id, release, {name: ids(told) for name, told in keys.items()})
     return _lines(
         action="boot",
         boot=boot_id,
+        daemon=protocol.VERSION,
         session=session.pk,
         bearer=bearer,
         client=client.pk,
@@ -224,8 +226,7 @@ def boot_plan(form: Mapping[str, str]) -> str:
         home_digest=release.home.tree_digest,
         tmpfs_percent=client_class.root_percent,
         home_percent=client_class.home_percent,
-        command_keys=public_keys(settings.PUBLIC_KEYS, "command"),
-        session_keys=public_keys(settings.PUBLIC_KEYS, "session"),
+        **keys,
     )
 
 
@@ -260,9 +261,10 @@ def _use_up(token: BootToken) -> None:
         raise Refusal(403, "The boot token was used already.")
 
 
-def _begin(client: Client, boot_id: str, release: Release) -> tuple[BootSession, str]:
-    """A session for this boot, in the place of any older one, and its bearer token."""
+def _begin(client: Client, boot_id: str, release: Release, keys: Mapping[str, str]) -> tuple[BootSession, str]:
+    """A session for this boot, in the place of any older one, and its bearer token. ``keys``: the ids of those it is told."""
     locked(client.pk)
+    twins.booted(client, boot_id)
     # A lost one too: it would open again as soon as it is heard of.
     for older in BootSession.objects.filter(client=client, status__in=(*BootSession.LIVE, SessionStatus.LOST)):
         move(older, SessionStatus.SUPERSEDED, ended_at=older.ended_at or timezone.now())
@@ -274,6 +276,7 @@ def _begin(client: Client, boot_id: str, release: Release) -> tuple[BootSession,
         bearer_digest=token_hash(bearer),
         client_class=client.client_class,
         release=release,
+        **keys,
     )
     new_boot(session)
     observe(client, ClientState.BOOTING, trouble="")

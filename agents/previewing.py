@@ -50,7 +50,7 @@ def preview(campaign: Campaign) -> Preview:
     chosen = choose(selection, order.site)
     planned = waves(campaign, chosen)
     states = Counter(client.state for client in chosen)
-    reached = sum(client.wanted(order.verb) for client in chosen)
+    reached = sum(client.able(order.verb) for client in chosen)
     takes_s = _takes_s(campaign, len(chosen) if campaign.offline == Offline.WAIT else reached, len(planned))
     return Preview(
         total=len(chosen),
@@ -98,16 +98,20 @@ def _warnings(campaign: Campaign, selection: Selection, chosen: list[Chosen], ta
         found.append("All of them are the canary: nothing comes after it.")
     held = sum(bool(client.hold) for client in chosen)
     if held and order.force:
-        found.append(f"{_pcs(held)} with a local hold carry it out all the same.")
+        found.append(f"{_pcs(held)} with a local hold {'carries' if held == 1 else 'carry'} it out all the same.")
     elif held and verb not in (Verb.MESSAGE, Verb.WAKE):
         found.append(f"{_pcs(held)} with a local hold will refuse.")
-    unable = sum(not client.wanted(verb) for client in chosen)
+    unable = sum(not client.able(verb) for client in chosen)
     if unable and verb == Verb.WAKE:
-        found.append(f"{_pcs(unable)} are left out: they are on already.")
+        found.append(f"{_pcs(unable)} {'is' if unable == 1 else 'are'} left out: on already.")
     elif unable and campaign.offline == Offline.SKIP:
-        found.append(f"{_pcs(unable)} are left out unless they connect in time.")
+        found.append(
+            f"{_pcs(unable)} {'is left out unless it connects' if unable == 1 else 'are left out unless they connect'} in time."
+        )
     elif unable and campaign.offline == Offline.FAIL:
-        found.append(f"{_pcs(unable)} count as failed unless they connect in time.")
+        found.append(
+            f"{_pcs(unable)} {'counts as failed unless it connects' if unable == 1 else 'count as failed unless they connect'} in time."
+        )
     return found
 
 

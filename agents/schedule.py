@@ -9,21 +9,22 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
-from agents import judging, rollouts
+from agents import judging, rollouts, waking
 from agents.daemon.link import CAP_S
 from agents.evidence import end, silence
 from agents.models import BootSession, Command, CommandStatus, SessionStatus, Verb
 from agents.observing import locked, observe
 from agents.sending import connection
+from fleet.alive import GATEWAY_UP
 from fleet.exceptions import WrongState
 from fleet.models import Client, ClientState
 from fleet.transitions import move
 
 log = logging.getLogger(__name__)
-GATEWAY_UP = "fleet.gateway.up"  # Redis: since when (s since 1970) the gateway listens; gone soon after it
 
 
 def tick() -> None:
+    waking.step()
     _expire()
     _lose_commands()
     _lose_boots()

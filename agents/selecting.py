@@ -143,34 +143,45 @@ class Chosen:
     called: str
     row: str
     state: str
-    connected: bool
+    session: str  # the status of its live session; "" when it has none
     busy: str  # the verb of what it carries out; "" when it is free
     hold: str  # why it must be left alone, and until when; ""
 
-    def wanted(self, verb: str) -> bool:
-        """Whether there is something to do: only who is away can be woken, and only who is there can do the rest."""
-        return self.connected != (verb == Verb.WAKE)
+    @property
+    def connected(self) -> bool:
+        return self.session == SessionStatus.OPEN
+
+    def able(self, verb: str) -> bool:
+        """Whether there is something to do: only who is off can be woken, and only who is connected can do the rest."""
+        return not self.session if verb == Verb.WAKE else self.connected
 
 
 def choose(selection: Selection, site: Site) -> list[Chosen]:
     """The clients that ``selection`` fits now, in the order people read them. One query, however many."""
     rows = (
         selection.resolve(site)
-        .annotate(connected=connected(), busy=Subquery(open_command().values("verb")[:1]))
+        .annotate(session=Subquery(live_session().values("status")), busy=Subquery(open_command().values("verb")))
         .order_by()
-        .values_list("pk", "seat", "name", "state", "hold_reason", "hold_until", "connected", "busy")
+        .values_list("pk", "seat", "name", "state", "hold_reason", "hold_until", "session", "busy")
     )
     now = timezone.now()
     chosen = [
-        Chosen(pk, seat or name, row_of(seat), state, is_connected, busy or "", _hold(reason, until, now))
-        for pk, seat, name, state, reason, until, is_connected, busy in rows
+        Chosen(pk, seat or name, row_of(seat), state, session or "", busy or "", _hold(reason, until, now))
+        for pk, seat, name, state, reason, until, session, busy in rows
     ]
     return sorted(chosen, key=lambda client: natural(client.called))
 
 
-def connected(client: str = "pk") -> Exists:
-    """Of rows whose ``client`` is a client's key: whether its daemon has an open session."""
-    return Exists(BootSession.objects.filter(client=OuterRef(client), status=SessionStatus.OPEN))
+def live_session(client: str = "pk") -> QuerySet[BootSession]:
+    """Of rows whose ``client`` is a client's key: its boot of now, at most one."""
+    return BootSession.objects.filter(client=OuterRef(client), status__in=BootSession.LIVE).order_by()
+
+
+def able(verb: str, client: str = "pk") -> Q:
+    """Of rows whose ``client`` is a client's key: those that ``Chosen.able`` says yes of."""
+    if verb == Verb.WAKE:
+        return ~Q(Exists(live_session(client)))
+    return Q(Exists(live_session(client).filter(status=SessionStatus.OPEN)))
 
 
 def open_command(client: str = "pk") -> QuerySet[Command]:

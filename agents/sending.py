@@ -21,11 +21,13 @@ from django.db import transaction
 from django.db.models import F, QuerySet
 from django.utils import timezone
 
-from agents import caps, freezing
+from agents import caps, freezing, telling, waking, witnessing
 from agents.book import Book
 from agents.daemon import protocol
 from agents.models import BootSession, Command, CommandStatus, Order, SessionStatus, Verb
+from agents.power import relays
 from fleet import audit
+from fleet.exceptions import SiteError
 from fleet.models import Client
 from fleet.rows import update_rows
 from fleet.signing import Signer
@@ -38,7 +40,6 @@ GROUP = 500  # commands signed in one go: the first of ten thousand are on their
 EARLY_MS = 1000  # a client's idea of the server's time may be so much behind
 
 
-@cache
 def _signer() -> Signer:
     return Signer.load(settings.COMMAND_KEY, "command")
 
@@ -46,6 +47,18 @@ def _signer() -> Signer:
 @cache
 def connection() -> redis.Redis:
     return redis.Redis.from_url(settings.REDIS_URL, socket_timeout=2, socket_connect_timeout=2)
+
+
+def state() -> dict[str, Any]:
+    """What the sender says of itself with each sign of life (``fleet.alive``): whether it could sign, its ceiling, and which chains of the audit log do not go on."""
+    trouble = ""
+    try:
+        _signer()
+        with Book.at(settings.SENDER_BOOK):
+            pass
+    except SiteError as error:
+        trouble = str(error)
+    return {"trouble": trouble, "ceiling": settings.CEILING, "tampered": witnessing.tampered}
 
 
 def nudge(clients: Iterable[object]) -> None:
@@ -81,10 +94,13 @@ def _send_group(site: int, verb: str, waiting: QuerySet[Command]) -> int | None:
             return None
         # Before anything else: what is written here and never signed costs a little patience, the other way round a cap.
         book.note(verb, site, len(keys))
+        if verb == Verb.WAKE:  # nothing for its client to obey: others carry it out
+            return waking.send(keys, _signer())
         ready = _prepare(verb, keys)
         if not ready:
             return 0
         _sign(verb, ready)
+    telling.signed(verb, (draft.order for draft in ready))
     nudge(draft.client for draft in ready)
     return len(ready)
 
@@ -118,24 +134,25 @@ def _prepare(verb: str, keys: Sequence[UUID]) -> list[Draft]:
     releases = Release.objects.select_related("home", "version").in_bulk({row[4] for row in sessions.values()} - {None})
     templates = dict[int, HomeTemplate]()
 
-    ready, hopeless = list[Draft](), defaultdict[tuple[CommandStatus, str], list[UUID]](list)
+    ready, hopeless = list[Draft](), defaultdict[tuple[CommandStatus, str], list[Draft]](list)
     now = timezone.now()
     for draft in drafts:
         if draft.expires_at <= now:
-            hopeless[CommandStatus.EXPIRED, "not sent in time"].append(draft.key)
+            hopeless[CommandStatus.EXPIRED, "not sent in time"].append(draft)
             continue
         if draft.client not in sessions:
-            hopeless[CommandStatus.FAILED, "the client is not connected"].append(draft.key)
+            hopeless[CommandStatus.FAILED, "the client is not connected"].append(draft)
             continue
         _, draft.session, boot, draft.protocol, release = sessions[draft.client]
         draft.boot, draft.sequence = str(boot), sequences[draft.client] + 1
         if why := _complete(draft, verb, orders[draft.order], releases.get(release), templates):
-            hopeless[CommandStatus.FAILED, why].append(draft.key)
+            hopeless[CommandStatus.FAILED, why].append(draft)
         else:
             ready.append(draft)
     for (status, why), ended in hopeless.items():
-        still = Command.objects.filter(pk__in=ended, status=CommandStatus.QUEUED)
+        still = Command.objects.filter(pk__in=[draft.key for draft in ended], status=CommandStatus.QUEUED)
         still.update(status=status, finished_at=now, reason=why)
+        telling.hopeless(status, why, (draft.order for draft in ended))
     # A number is used up here, also where the sender dies before it signs: no two envelopes of a client ever have the same.
     Client.objects.filter(pk__in=[draft.client for draft in ready]).update(sequence=F("sequence") + 1)
     _write_down(verb, ready, orders)
@@ -201,7 +218,7 @@ def _body(verb: str, draft: Draft, now_ms: int) -> bytes:
             boot=draft.boot,
             sequence=draft.sequence,
             verb=verb,
-            args=draft.args,
+            args=relays.permitted(draft.args) if verb == Verb.RELAY else draft.args,
             not_before_ms=now_ms - EARLY_MS,
             expires_ms=round(draft.expires_at.timestamp() * 1000),
         ),

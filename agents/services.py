@@ -1,5 +1,6 @@
 """What people ask of clients: orders. The web process writes rows; the sender (``agents.sending``) signs them."""
 
+import time
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import IntegrityError, transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from agents import arguments, caps, capturing
-from agents.models import Command, CommandStatus, Order, Verb
+from agents.models import Campaign, Command, CommandStatus, Order, Verb
 from fleet import audit
 from fleet.exceptions import Forbidden, OperatorError, WrongState
 from fleet.models import Client, Site
@@ -22,6 +24,7 @@ MOST_CLIENTS = 1000
 ORDERED = tuple(verb for verb in Verb if verb != Verb.RELAY)  # by people; that one is the server's own
 RIGHTS = {Verb.CAPTURE: Right.RELEASE}  # it makes what a whole class may get; OPERATE for the others
 APPROVAL_S = 3600  # how long an order waits for its second person
+PASSES, PAUSE_S = 10, 0.05  # of calling back what was just being signed or accepted
 CANCELLABLE = (CommandStatus.QUEUED, CommandStatus.SENT)  # a client asks before it acts
 
 
@@ -76,7 +79,7 @@ def order(
             "One of the clients was ordered something this very moment.", hint="Look, and try again."
         ) from None
     audit.record("order", asked, site=asked.site, actor=actor, **told(asked), clients=[str(client) for client in rows])
-    _hand_over(asked)
+    hand_over(asked)
     return asked
 
 
@@ -139,7 +142,8 @@ def _who(right: Right) -> str:
     return "an organiser" if right == Right.RELEASE else "a volunteer"
 
 
-def _hand_over(row: Order) -> None:
+def hand_over(row: Order) -> None:
+    """Tell the sender that commands of ``row`` are queued, once they are committed."""
     from agents.tasks import send_order
 
     enqueue(send_order, str(row.pk))
@@ -162,7 +166,7 @@ def approve(row: Order, actor: User | AnonymousUser) -> None:
     life = timezone.now() + timedelta(seconds=settings.COMMAND_LIFE)
     Command.objects.filter(order=row, status=CommandStatus.QUEUED).update(expires_at=life)
     audit.record("order.approved", row, site=row.site, actor=actor, **told(row))
-    _hand_over(row)
+    hand_over(row)
 
 
 @transaction.atomic
@@ -176,24 +180,48 @@ def cancel(command: Command, actor: User | AnonymousUser) -> None:
     audit.record("command.cancelled", command, site=command.order.site, actor=actor)
 
 
-@transaction.atomic
 def cancel_order(row: Order, actor: User | AnonymousUser) -> int:
     """Take back what of an order no client has accepted yet; how many. Raises Forbidden, or WrongState when all is accepted.
 
-    One statement for all of them: whoever accepts in this moment is either before it or after it.
+    Whoever accepts in this moment is either before it or after it.
     """
     if not Order.objects.filter(pk=row.pk).visible_to(actor, Right.OPERATE).exists():
         raise Forbidden("You may not cancel that order.", hint="Ask a volunteer of its site.", site=row.site)
-    taken_back = call_back(row, f"cancelled by {actor}")
-    if not taken_back:
-        raise WrongState(
-            "Nothing of that order waits any more.", hint="What a client has accepted cannot be called back."
-        )
-    audit.record("order.cancelled", row, site=row.site, actor=actor, commands=taken_back)
-    return taken_back
+    if Campaign.objects.filter(pk=row.pk, status__in=Campaign.LIVE).exists():
+        raise WrongState("That is a campaign, which would go on.", hint="Stop the campaign.")
+    why = f"cancelled by {actor}"
+    with transaction.atomic():
+        audit.hold(row.site)
+        taken_back = call_back(row, why)
+        if not taken_back:
+            raise WrongState(
+                "Nothing of that order waits any more.", hint="What a client has accepted cannot be called back."
+            )
+        audit.record("order.cancelled", row, site=row.site, actor=actor, commands=taken_back)
+    return taken_back + call_back_rest(row, why)
 
 
 def call_back(row: Order, reason: str) -> int:
-    """Cancel what of an order is not accepted; how many. The caller has asked for the right, and writes it down."""
-    waiting = Command.objects.filter(order=row, status__in=CANCELLABLE)
+    """Cancel what of an order is not accepted, in one statement; how many. The caller has asked for the right, and writes it down.
+
+    What is being signed or accepted at this very moment is left for ``call_back_rest``.
+    """
+    waiting = unlocked(Command.objects.filter(order=row, status__in=CANCELLABLE))
     return waiting.update(status=CommandStatus.CANCELLED, finished_at=timezone.now(), reason=reason[:300])
+
+
+def call_back_rest(row: Order, reason: str) -> int:
+    """Cancel what was left, once the others are committed; how many."""
+    number = 0
+    for _ in range(PASSES):
+        if not Command.objects.filter(order=row, status__in=CANCELLABLE).exists():
+            break
+        time.sleep(PAUSE_S)
+        number += call_back(row, reason)
+    return number
+
+
+def unlocked(commands: QuerySet[Command]) -> QuerySet[Command]:
+    """Those of ``commands`` that nobody else changes now, locked. To wait for one while others wait for us is how deadlocks are made."""
+    rows = commands.select_for_update(no_key=True, skip_locked=True).order_by()
+    return commands.filter(pk__in=list(rows.values_list("pk", flat=True)))

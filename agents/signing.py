@@ -9,3 +9,8 @@ from fleet import signing
 def public_keys(directory: Path, kind: str) -> str:
     """All public keys of a kind, as the boot plan carries them."""
     return protocol.format_keys(signing.public_keys(directory, kind))
+
+
+def ids(keys: str) -> str:
+    """The ids of keys in that form, sorted, a space between two: how a session keeps what its daemon was told."""
+    return " ".join(sorted(protocol.parse_keys(keys)))

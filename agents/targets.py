@@ -1,26 +1,37 @@
 """The targets of a campaign, thousands at a time: made, ordered, followed and closed in sets."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from django.conf import settings
-from django.db.models import Case, Count, Exists, OuterRef, Q, QuerySet, Subquery, Value, When
-from django.db.models.functions import Coalesce, Concat
+from django.db.models import Case, CharField, Count, Exists, OuterRef, Q, QuerySet, Subquery, UUIDField, Value, When
+from django.db.models.functions import MD5, Cast, Coalesce, Concat
 from django.utils import timezone
 
-from agents.models import Campaign, Command, CommandStatus, Offline, Target, TargetStatus, Verb
-from agents.selecting import Chosen, connected, open_command
+from agents.models import Campaign, Command, Offline, Order, Target, TargetStatus, Verb
+from agents.selecting import Chosen, able, open_command
 from fleet.models import Client, ClientState
+from fleet.rows import insert_rows
 
-BATCH = 2000  # rows in one INSERT
 CHUNK = 2000  # commands made in one transaction: who stops a campaign waits for no more than that
 EXECUTED = (TargetStatus.SUCCEEDED, TargetStatus.FAILED, TargetStatus.REFUSED, TargetStatus.EXPIRED, TargetStatus.LOST)
 
 
-def tally(campaign: Campaign, **only: Any) -> dict[str, int]:
+def tallies(campaigns: Iterable[Campaign]) -> dict[UUID, dict[str, int]]:
+    """``tally`` of several campaigns by one query."""
+    counts: dict[UUID, dict[str, int]] = defaultdict(dict)
+    counted = Target.objects.filter(campaign__in=list(campaigns)).order_by().values_list("campaign", "status")
+    for campaign, status, number in counted.annotate(Count("pk")):
+        counts[campaign][status] = number
+    return counts
+
+
+def tally(campaign: Campaign, *only: Q) -> dict[str, int]:
     """How many targets are in which status; those that nobody is in are left out."""
-    counted = Target.objects.filter(campaign=campaign, **only).order_by().values_list("status")
+    counted = Target.objects.filter(*only, campaign=campaign).order_by().values_list("status")
     return dict(counted.annotate(Count("pk")))
 
 
@@ -31,15 +42,8 @@ def told(counts: dict[str, int]) -> str:
 
 def make(campaign: Campaign, planned: Sequence[Sequence[Chosen]]) -> int:
     """A target for each client of each wave; how many."""
-    made = Target.objects.bulk_create(
-        (
-            Target(campaign=campaign, client_id=client.pk, wave=number, place=place)
-            for number, wave in enumerate(planned, 1)
-            for place, client in enumerate(wave)
-        ),
-        batch_size=BATCH,
-    )
-    return len(made)
+    places = ((client.pk, number, place) for number, wave in enumerate(planned, 1) for place, client in enumerate(wave))
+    return insert_rows(Target(campaign_id=campaign.pk), ["client", "wave", "place"], places)
 
 
 def follow(campaign: Campaign) -> int:
@@ -69,58 +73,52 @@ def reached(campaign: Campaign, now: datetime) -> int:
     return min(size, int(size * passed / campaign.spread_s) + 1)
 
 
-def able(campaign: Campaign) -> Q:
-    """Who can carry it out as things stand: those that are connected; of a wake-up, those that are not."""
-    return Q(~connected("client")) if campaign.order.verb == Verb.WAKE else Q(connected("client"))
+def order_due(campaign: Campaign, room: int, now: datetime) -> tuple[int, int]:
+    """Make the commands of up to ``room`` targets whose turn it is, and part with those before them that cannot be reached.
 
-
-def order_due(campaign: Campaign, room: int, now: datetime) -> int:
-    """Make the commands of up to ``room`` targets whose turn it is, and part with those before them that cannot be reached; how many."""
-    turn = due(campaign, now)
-    chosen = list(turn.filter(able(campaign)).values_list("pk", "wave", "place")[: room + 1])
-    unable = turn.exclude(able(campaign))
+    How many were ordered, and of how many it parted.
+    """
+    turn, can = due(campaign, now), able(campaign.order.verb, "client")
+    chosen = list(turn.filter(can).values_list("pk", "wave", "place")[: room + 1])
+    unable = turn.exclude(can)
     if len(chosen) > room:
         chosen.pop()
-        if not chosen:
-            return 0
         _, wave, place = chosen[-1]
         unable = unable.filter(Q(wave__lt=wave) | Q(wave=wave, place__lt=place))
-    _part_with(campaign, unable, now)
-    return _order(campaign, [pk for pk, *_ in chosen], now)
+    return _order(campaign, [pk for pk, *_ in chosen], now), _part_with(campaign, unable, now)
 
 
 def _order(campaign: Campaign, keys: Sequence[int], now: datetime) -> int:
     """A command for each of these targets, unless its client was ordered something else this very moment: it then waits on."""
     if not keys:
         return 0
+    order = campaign.order
     expires = min(now + timedelta(seconds=settings.COMMAND_LIFE), campaign.expires_at)
-    clients = Target.objects.filter(pk__in=keys).order_by("client").values_list("client", flat=True)
+    pattern = Command(order=order, verb=order.verb, queued_at=now, expires_at=expires)
+    chosen = Target.objects.filter(pk__in=keys)
     # In one order everywhere, or two who order something of the same clients would wait for each other.
-    Command.objects.bulk_create(
-        (
-            Command(order=campaign.order, client_id=client, verb=campaign.order.verb, expires_at=expires, queued_at=now)
-            for client in clients
-        ),
-        batch_size=BATCH,
-        ignore_conflicts=True,
-    )
-    made = Command.objects.filter(order=campaign.order, client=OuterRef("client"), status=CommandStatus.QUEUED)
-    return Target.objects.filter(Exists(made), pk__in=keys).update(
-        status=TargetStatus.ORDERED, command=Subquery(made.values("pk")[:1])
-    )
+    insert_rows(pattern, ["id", "client"], chosen.order_by("client").values_list(_command_of(order, "pk"), "client"))
+    made = Exists(Command.objects.filter(pk=_command_of(order, OuterRef("pk"))))
+    return chosen.filter(made).update(status=TargetStatus.ORDERED, command=_command_of(order, "pk"))
 
 
-def _part_with(campaign: Campaign, unable: QuerySet[Target], now: datetime) -> None:
-    """What the campaign wants of those that cannot be reached when it is their turn."""
+def _command_of(order: Order, target: "str | OuterRef") -> Cast:
+    """The key of a target's command. It is the target's own, so that no step that runs twice can order anything twice."""
+    return Cast(MD5(Concat(Value(f"{order.pk} "), Cast(target, CharField()))), UUIDField())
+
+
+def _part_with(campaign: Campaign, unable: QuerySet[Target], now: datetime) -> int:
+    """Do what the campaign wants of those that cannot be reached when it is their turn; how many have ended by it."""
     if campaign.order.verb == Verb.WAKE:
-        close(unable, TargetStatus.SKIPPED, Value("is on already"), now)
-    elif campaign.offline == Offline.SKIP:
-        close(unable, TargetStatus.SKIPPED, _not_connected(), now)
-    elif campaign.offline == Offline.FAIL:
-        close(unable, TargetStatus.FAILED, _not_connected(), now)
-    elif campaign.wait_until and campaign.wait_until <= now:
+        return close(unable, TargetStatus.SKIPPED, Value("is on already"), now)
+    if campaign.offline == Offline.SKIP:
+        return close(unable, TargetStatus.SKIPPED, _not_connected(), now)
+    if campaign.offline == Offline.FAIL:
+        return close(unable, TargetStatus.FAILED, _not_connected(), now)
+    if campaign.wait_until and campaign.wait_until <= now:
         why = Value(f"did not connect until {campaign.wait_until:%Y-%m-%d %H:%M}")
-        close(unable, TargetStatus.EXPIRED, why, now)
+        return close(unable, TargetStatus.EXPIRED, why, now)
+    return 0
 
 
 def _not_connected() -> Concat:
@@ -147,6 +145,9 @@ def expire(campaign: Campaign, now: datetime) -> None:
     close(waiting.filter(Exists(open_command("client"))), TargetStatus.EXPIRED, Value("was busy until it expired"), now)
     if campaign.order.verb != Verb.WAKE:
         close(
-            waiting.exclude(connected("client")), TargetStatus.EXPIRED, Value("did not connect until it expired"), now
+            waiting.exclude(able(campaign.order.verb, "client")),
+            TargetStatus.EXPIRED,
+            Value("did not connect until it expired"),
+            now,
         )
     close_all(campaign, TargetStatus.EXPIRED, "it expired before it was their turn")

@@ -4,19 +4,30 @@ from uuid import UUID
 
 from celery import shared_task
 
-from agents import campaigning, schedule, sending
+from agents import campaigning, schedule, sending, witnessing
 from agents.models import Command
+from agents.power import pressing
+from fleet import logs
 
 
 @shared_task
 def send_order(order: str) -> None:
-    sending.send(Command.objects.filter(order_id=order))
+    with logs.about(order=order):
+        sending.send(Command.objects.filter(order_id=order))
+        pressing.press_due()
 
 
 @shared_task
 def send_due() -> None:
     """What a lost message left behind, and what caps, a freeze or a missing approval held back."""
     sending.send(Command.objects.all())
+    pressing.press_due()
+
+
+@shared_task
+def send_checkpoints() -> None:
+    """Signed heads of the audit log: in the sender, which alone has the key."""
+    witnessing.witness()
 
 
 @shared_task
@@ -26,7 +37,8 @@ def tick() -> None:
 
 @shared_task
 def step_campaign(campaign: str) -> None:
-    campaigning.go_on(UUID(campaign))
+    with logs.about(order=campaign):
+        campaigning.go_on(UUID(campaign))
 
 
 @shared_task

@@ -22,7 +22,7 @@ def waves(campaign: Campaign, chosen: Sequence[Chosen]) -> list[list[Chosen]]:
 def _canary(campaign: Campaign, chosen: Sequence[Chosen]) -> tuple[list[Chosen], list[Chosen]]:
     def reluctance(client: Chosen) -> tuple[bool, bool, bool]:
         return (
-            not client.wanted(campaign.order.verb),
+            not client.able(campaign.order.verb),
             bool(client.busy or client.hold),
             client.state == ClientState.IN_USE,
         )

@@ -6,7 +6,7 @@ from typing import Any
 from django.db import transaction
 
 from agents.daemon import protocol
-from agents.daemon.writes import EXAMPLES, LONGEST, MOST
+from agents.hands.writes import EXAMPLES, LONGEST, MOST
 from agents.models import BootSession
 from images import findings
 from images.builder.recipe import Recipe

@@ -8,16 +8,27 @@ from django.db import transaction
 from django.http import HttpRequest
 
 from fleet import audit
+from fleet.health import look
 
 # Pages by what they are for, not by which part of the program keeps the rows. Other apps are named only by string.
 GROUPS = {
-    "Clients": ("fleet.Client", "agents.Order", "agents.Command"),
+    "Clients": (
+        *("fleet.Client", "fleet.Tag", "agents.Campaign", "agents.Target", "agents.Order", "agents.Command"),
+        "agents.PowerPort",
+    ),
     "Images": (
         *("images.Image", "images.ImageVersion", "images.Release", "images.HomeTemplate"),
         *("images.Layer", "images.LayerBuild"),
     ),
-    "Sites": ("fleet.Site", "fleet.ClientClass", "fleet.HardwareRule", "fleet.Membership"),
-    "Logs": ("agents.HomeRestore", "agents.BootSession", "fleet.AuditEntry"),
+    "Sites": (
+        "fleet.Site",
+        "fleet.ClientClass",
+        "fleet.HardwareRule",
+        "fleet.Membership",
+        "agents.Cap",
+        "agents.Freeze",
+    ),
+    "Logs": ("agents.HomeRestore", "agents.BootSession", "agents.Wake", "fleet.AuditEntry"),
     "Accounts": ("fleet.ApiToken", "auth.User", "auth.Group"),
 }
 
@@ -35,6 +46,11 @@ class FleetAdminSite(AdminSite):
         if isinstance(request.user, User) and request.user.password != before:
             audit.record("user.password-set", request.user, site=None, actor=request.user)
         return answer
+
+    def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        """The state of the server, too, for those who can do something about it."""
+        health = look() if request.user.is_active and request.user.is_superuser else None
+        return super().index(request, {**(extra_context or {}), "health": health})
 
     def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
         """The pages the person may open, by GROUPS; what no group names stands in its app's own."""

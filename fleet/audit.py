@@ -7,6 +7,7 @@ method, as HomeRestore) are sealed: their entry carries the SHA-256 of their con
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,8 +21,10 @@ from django.db.models import Exists, OuterRef
 from django.db.models.functions import Cast
 from django.utils import timezone
 
+from fleet import logs
 from fleet.models import AuditEntry, AuditHead, Site
 
+log = logging.getLogger(__name__)
 EVERYWHERE = "everywhere"
 CHUNK = 500
 Actor = AbstractBaseUser | AnonymousUser | str | None
@@ -64,6 +67,16 @@ def actor_name(actor: Actor) -> str:
     return actor.get_username() if actor is not None and actor.is_authenticated else "nobody"
 
 
+def hold(site: Site | None) -> AuditHead:
+    """Be the one who writes into the chain of ``site`` until the present transaction ends.
+
+    For those who change many rows before they write down how many: whoever holds the chain may be about to change one of these.
+    """
+    chain = f"site-{site.pk}" if site else EVERYWHERE
+    AuditHead.objects.get_or_create(chain=chain)
+    return AuditHead.objects.select_for_update().get(chain=chain)
+
+
 @transaction.atomic
 def record(action: str, subject: models.Model | str, *, site: Site | None, actor: Actor, **detail: Any) -> AuditEntry:
     """Append an entry to the chain of ``site`` within the present transaction: it stands or falls with what it tells of.
@@ -71,11 +84,9 @@ def record(action: str, subject: models.Model | str, *, site: Site | None, actor
     ``detail`` is JSON: text, whole numbers, lists, dictionaries. The head row is the lock, so entries of a site are
     written one after the other.
     """
-    chain = f"site-{site.pk}" if site else EVERYWHERE
-    AuditHead.objects.get_or_create(chain=chain)
-    head = AuditHead.objects.select_for_update().get(chain=chain)
+    head = hold(site)
     entry = AuditEntry(
-        chain=chain,
+        chain=head.chain,
         sequence=head.sequence + 1,
         site=site,
         at=timezone.now(),
@@ -93,7 +104,19 @@ def record(action: str, subject: models.Model | str, *, site: Site | None, actor
     entry.save(force_insert=True)
     head.sequence, head.digest = entry.sequence, entry.digest
     head.save(update_fields=["sequence", "digest"])
+    if not entry.subject_seal:  # who seals a row says more of it than could be said here
+        _tell(entry, subject)
     return entry
+
+
+def _tell(entry: AuditEntry, subject: models.Model | str) -> None:
+    """The same in the log of this process, where it stands beside what came of it; of a list only how long it is."""
+    short = {name: len(value) if isinstance(value, list) else value for name, value in entry.detail.items()}
+    plain = {name: value for name, value in short.items() if isinstance(value, str | int)}
+    which = {str(subject._meta.model_name): subject.pk} if isinstance(subject, models.Model) else {}
+    site = {"site": entry.site.slug} if entry.site else {}
+    facts = {**plain, **which, **site}  # of a site it is the slug that tells
+    logs.once_committed(log.info, "%s: %s by %s", entry.action, entry.subject, entry.actor, **facts)
 
 
 @dataclass(frozen=True)

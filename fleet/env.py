@@ -68,6 +68,12 @@ class Env:
             raise ImproperlyConfigured(f"{name}={number} is out of range: it must be {low} to {high}.")
         return number
 
+    def choice(self, name: str, default: str, choices: tuple[str, ...]) -> str:
+        value = self.text(name, default).strip().lower()
+        if value not in choices:
+            raise ImproperlyConfigured(f"{name}={value!r} is none of {', '.join(choices)}.")
+        return value
+
     def counts(self, name: str, default: dict[str, int]) -> dict[str, int]:
         """Whole numbers by name, as in ``restart=600,cycle=20000``; what is not named keeps its default, a strange name is refused."""
         counts = dict(default)
@@ -123,6 +129,30 @@ class Env:
                 "reach the server, and a path of letters, digits and ._/-."
             )
         return f"nfs://{match[1]}:{port}{match[3]}"
+
+    def addresses(self, name: str, default: str = "") -> list[str]:
+        """IPv4 addresses, as in ``10.20.0.255,10.30.0.255``."""
+        words = self.words(name, default)
+        for word in words:
+            try:
+                ipaddress.IPv4Address(word)
+            except ValueError:
+                raise ImproperlyConfigured(
+                    f"{name}: {word!r} is no IPv4 address. Write addresses, with commas between: 10.20.0.255."
+                ) from None
+        return words
+
+    def networks(self, name: str, default: str = "") -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+        """IP networks, as in ``10.20.9.0/24,fd00:9::/64``; one address alone is one, too."""
+        networks = []
+        for word in self.words(name, default):
+            try:
+                networks.append(ipaddress.ip_network(word))
+            except ValueError as error:
+                raise ImproperlyConfigured(
+                    f"{name}: {word!r} is no network: {error}. Write networks, with commas between: 10.20.9.0/24."
+                ) from None
+        return networks
 
     def hosts(self, name: str, default: str) -> list[str]:
         """Host names or addresses as they stand in a Host header without a port; ``.example.org`` takes in subdomains."""

@@ -9,9 +9,9 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 
 from fleet import audit
-from fleet.exceptions import Forbidden, OperatorError
+from fleet.exceptions import Forbidden, OperatorError, WrongState
 from fleet.hardware import Adapter, Rule, deduce
-from fleet.models import Admission, ApiToken, Client, ClientClass, HardwareRule, UnknownHardware
+from fleet.models import Admission, ApiToken, Client, ClientClass, HardwareRule, Tag, UnknownHardware
 from fleet.roles import Right
 
 
@@ -59,6 +59,20 @@ def admit(client: Client, actor: User | AnonymousUser, admission: Admission = Ad
 
 
 @transaction.atomic
+def take_back_twin(client: Client, actor: User | AnonymousUser) -> None:
+    """End the alarm that two machines have the MAC address of ``client``; it comes again if they still do.
+
+    Raises Forbidden without the right ENROL, WrongState where there is no alarm.
+    """
+    if not Client.objects.filter(pk=client.pk).visible_to(actor, Right.ENROL).exists():
+        raise Forbidden(f"You may not judge {client}.", hint="Ask a volunteer of its site.", site=client.site)
+    if not Client.objects.filter(pk=client.pk).exclude(twin_at=None).update(twin_at=None):
+        raise WrongState(f"There is no such alarm of {client}.", hint="Somebody else was there first.")
+    client.refresh_from_db(fields=["twin_at"])
+    audit.record("client.twin-taken-back", client, site=client.site, actor=actor, mac=client.mac)
+
+
+@transaction.atomic
 def edit_client(client: Client, actor: User | AnonymousUser, **changes: Any) -> None:
     """Name, seat or class ``client``. Raises Forbidden without the right ENROL, OperatorError for what does not fit."""
     row = (
@@ -87,12 +101,47 @@ def edit_client(client: Client, actor: User | AnonymousUser, **changes: Any) -> 
             row,
             site=row.site,
             actor=actor,
-            was={name: _text(was[name]) for name in changed},
-            now={name: _text(changes[name]) for name in changed},
+            was={name: _text(name, was[name]) for name in changed},
+            now={name: _text(name, changes[name]) for name in changed},
         )
 
 
-def _text(value: object) -> object:
+@transaction.atomic
+def tag(clients: Iterable[Client], name: str, actor: User | AnonymousUser, *, off: bool = False) -> int:
+    """Put the tag ``name`` on clients, or take it away; of how many that changed something. A site's first use of a tag makes it.
+
+    Raises Forbidden naming those that the actor may not edit, OperatorError for what is no tag.
+    """
+    chosen = {client.pk: client for client in clients}
+    allowed = Client.objects.filter(pk__in=chosen).visible_to(actor, Right.ENROL).select_related("site")
+    rows = {client.pk: client for client in allowed}
+    if missing := [str(client) for pk, client in chosen.items() if pk not in rows]:
+        raise Forbidden(f"You may not tag {', '.join(missing)}.", hint="Ask a volunteer of that site.")
+    changed = 0
+    for site in sorted({client.site for client in rows.values()}, key=lambda site: site.pk):
+        mine = {pk: client for pk, client in rows.items() if client.site_id == site.pk}
+        row = Tag.objects.filter(site=site, name=name).first() or Tag(site=site, name=name)
+        try:
+            row.full_clean()
+        except ValidationError as error:
+            raise OperatorError(
+                f"{name!r} is no tag: {' '.join(error.messages)}", hint="Choose another word."
+            ) from None
+        if row.pk is None and off:
+            continue
+        row.save()
+        tagged = set(row.clients.filter(pk__in=mine).values_list("pk", flat=True))
+        if moving := [client for pk, client in mine.items() if (pk in tagged) == off]:
+            (row.clients.remove if off else row.clients.add)(*moving)
+            names = [str(client) for client in moving]
+            audit.record("clients.untagged" if off else "clients.tagged", row, site=site, actor=actor, clients=names)
+        changed += len(moving)
+    return changed
+
+
+def _text(name: str, value: object) -> object:
+    if name == "secure_on":
+        return "(one)" if value else ""  # a password: that it changed is told, and not to what
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 

@@ -68,6 +68,7 @@ LOST_AFTER = env.number("FLEET_LOST_AFTER", 45, low=3, high=600)  # silence afte
 BOOT_TOKEN_LIFE = env.number("FLEET_BOOT_TOKEN_LIFE", 300, low=10, high=3600)
 BOOT_LIMIT = env.number("FLEET_BOOT_LIMIT", 300, low=10, high=3600)  # a boot that takes longer is lost
 CAPTURE_LIMIT = env.number("FLEET_CAPTURE_LIMIT", 900, low=2, high=3600)  # of packing and sending a home
+PROTOCOL_FLOOR = env.number("FLEET_PROTOCOL_FLOOR", 1, low=1, high=2)  # that a daemon must speak at least
 COMMAND_LIFE = env.number("FLEET_COMMAND_LIFE", 120, low=5, high=3600)  # to be accepted, and again to be proven
 
 # What the sender signs within sixty seconds at the most, by verb, for all sites: read from the sender's own environment, so that neither a
@@ -86,6 +87,14 @@ CEILING = env.counts(
 )
 SENDER_BOOK = env.path("FLEET_SENDER_BOOK", DATA / "sender" / "book.sqlite3")  # for the sender's eyes alone
 
+# --- power on (docs/power.md) ---------------------------------------------------------------------------------------
+# Where a gateway, as the site's boot host, broadcasts wake packets; none: it does not stand in any boot LAN.
+WAKE_BROADCAST = env.addresses("FLEET_WAKE_BROADCAST", "255.255.255.255")
+# Where the sender may reach power ports; none: nowhere. What a person enters as an address must lie there.
+POWER_NETWORKS = env.networks("FLEET_POWER_NETWORKS")
+# Their passwords, a file each in a directory for each site, readable by the sender alone.
+POWER_CREDENTIALS = env.path("FLEET_POWER_CREDENTIALS", DATA / "power")
+
 # --- Django ---------------------------------------------------------------------------------------------------------
 INSTALLED_APPS = [
     "agents",
@@ -102,6 +111,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
 ]
 MIDDLEWARE = [
+    "fleet.logs.RequestIdMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "fleet.csp.ContentSecurityPolicyMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
@@ -170,6 +180,7 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
 }
 CELERY_BEAT_SCHEDULE_FILENAME = str(DATA / "clock.schedule")
 CELERY_BEAT_SCHEDULE = {
+    "checkpoints": {"task": "agents.tasks.send_checkpoints", "schedule": 60.0, "options": {"expires": 60}},
     "agents": {"task": "agents.tasks.tick", "schedule": 2.0, "options": {"expires": 2}},
     "orders": {"task": "agents.tasks.send_due", "schedule": 2.0, "options": {"expires": 2}},
     "campaigns": {"task": "agents.tasks.step_campaigns", "schedule": 1.0, "options": {"expires": 1}},
@@ -236,14 +247,24 @@ SPECTACULAR_SETTINGS = {
         "VersionStatus": "images.models.VersionStatus",
         "CommandStatus": "agents.models.CommandStatus",
         "SessionStatus": "agents.models.SessionStatus",
+        "ClientState": "fleet.models.ClientState",
+        "CampaignVerb": "agents.api.campaigns.VERBS",
         "Verb": "agents.models.Verb",
     },
 }
 
+# --- logs (fleet/logs.py) -------------------------------------------------------------------------------------------
+LOG = env.choice("FLEET_LOG", "lines", ("lines", "json"))
+LOG_LEVEL = env.choice("FLEET_LOG_LEVEL", "info", ("debug", "info", "warning")).upper()
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(levelname)s %(name)s: %(message)s"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "root": {"handlers": ["console"], "level": "INFO"},
+    "formatters": {"lines": {"()": "fleet.logs.Lines"}, "json": {"()": "fleet.logs.Json"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": LOG}},
+    "root": {"handlers": ["console"], "level": "WARNING" if LOG_LEVEL == "WARNING" else "INFO"},
+    "loggers": {
+        **{app: {"level": LOG_LEVEL} for app in ("agents", "images", "fleet")},
+        # They bring handlers of their own, and would say everything in another form.
+        **{name: {"handlers": [], "propagate": True} for name in ("django", "uvicorn", "uvicorn.error")},
+    },
 }

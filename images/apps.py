@@ -6,4 +6,7 @@ class ImagesConfig(AppConfig):
     verbose_name = "Images"
 
     def ready(self) -> None:
-        from images import metrics  # noqa: F401 - registers itself
+        from fleet import alive
+        from images import metrics, signatures  # noqa: F401 - metrics register themselves
+
+        alive.register("builds", signatures.state)

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 
-from django.db.models import Count, Min
+from django.db.models import Count, DurationField, ExpressionWrapper, F, Min, Sum
 from django.utils import timezone
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric, SummaryMetricFamily
 
 from fleet.metrics import DATABASE, Asked
-from images.models import ImageVersion, VersionStatus
+from images.models import BuildStep, ImageVersion, VersionStatus
 
 BUCKETS = (10, 30, 60, 120, 300, 600, 1200, 3600)  # seconds
 OPEN = (VersionStatus.QUEUED, VersionStatus.BUILDING)
@@ -26,7 +26,7 @@ def builds() -> Iterable[Metric]:
         number, since = found.get(status, (0, None))
         open_ones.add_metric((status.value,), number)
         oldest.add_metric((status.value,), (timezone.now() - since).total_seconds() if since else 0)
-    yield from (open_ones, oldest, _durations())
+    yield from (open_ones, oldest, _durations(), _steps())
 
 
 def _durations() -> Metric:
@@ -42,6 +42,18 @@ def _durations() -> Metric:
     for labels, seconds in took.items():
         counts = [(str(float(limit)), sum(one <= limit for one in seconds)) for limit in BUCKETS]
         family.add_metric(labels, [*counts, ("+Inf", len(seconds))], sum(seconds))
+    return family
+
+
+def _steps() -> Metric:
+    """What of a build takes how long: by step, of all images. Those that failed have no end, or an exit code."""
+    family = SummaryMetricFamily(
+        "fleet_build_step_seconds", "Steps of builds that came to their end.", labels=("step",)
+    )
+    took = ExpressionWrapper(F("finished_at") - F("started_at"), output_field=DurationField())
+    ended = BuildStep.objects.exclude(finished_at=None).values_list("name")
+    for name, number, total in ended.annotate(number=Count("pk"), total=Sum(took)).order_by():
+        family.add_metric((name,), number, total.total_seconds())
     return family
 
 

@@ -1,6 +1,6 @@
 """Whether the PCs of a class have room for a copy of their home template: asked when either is chosen, not at a boot.
 
-Each PC looks again before a cycle takes anything away (agents/daemon/overlay.py), for only it knows the memory it has that day.
+Each PC looks again before a cycle takes anything away (agents/hands/overlay.py), for only it knows the memory it has that day.
 """
 
 from django.core.exceptions import ValidationError

@@ -13,7 +13,7 @@ from django.db import transaction
 from django.db.models import QuerySet
 
 from fleet import audit, signing
-from fleet.exceptions import Forbidden, WrongState
+from fleet.exceptions import Forbidden, SiteError, WrongState
 from fleet.roles import Right
 from images.builder.errors import BuildError
 from images.builder.manifest import Manifest
@@ -28,6 +28,15 @@ UNSIGNED = "it is not signed"
 def signer() -> signing.Signer:
     """The image key. SiteError when this process was not given it."""
     return signing.Signer.load(settings.IMAGE_KEY, "image")
+
+
+def state() -> dict[str, str]:
+    """What the worker of builds says of itself with each sign of life (``fleet.alive``): without the key every build is in vain."""
+    try:
+        signer()
+    except SiteError as error:
+        return {"trouble": str(error)}
+    return {}
 
 
 def signed(manifest: bytes) -> str:
@@ -59,6 +68,13 @@ def fault_of(manifest: bytes, signature: str) -> str:
     return "" if signing.verify(public, manifest, proof) else "its signature is wrong"
 
 
+def signed_by(key_id: str) -> Iterator[str]:
+    """The names of the versions and layers that are kept and signed by a key."""
+    for rows in _kept():
+        for built in rows.filter(signature__startswith=f"{key_id}:").iterator(chunk_size=50):
+            yield str(built)
+
+
 @transaction.atomic
 def vouch(version: ImageVersion, actor: User, store: Store, reason: str) -> None:
     """Sign a ready version that is not signed: all its artefacts are read first. Raises Forbidden, WrongState, BuildError."""
@@ -80,16 +96,16 @@ def vouch(version: ImageVersion, actor: User, store: Store, reason: str) -> None
 
 def faults() -> Iterator[str]:
     """What is kept but not to be believed, versions and layers, each with why."""
-    versions = ImageVersion.objects.filter(status=VersionStatus.READY).exclude(storage=Storage.NOTHING)
-    builds = LayerBuild.objects.filter(status=LayerStatus.READY, version__in=versions)
-    kept: list[QuerySet[ImageVersion] | QuerySet[LayerBuild]] = [
-        versions.select_related("image"),
-        builds.select_related("layer", "version__image"),
-    ]
-    for rows in kept:
+    for rows in _kept():
         for built in rows.iterator(chunk_size=50):
             if why := fault(built):
                 yield f"{built} is not to be believed: {why}"
+
+
+def _kept() -> list[QuerySet[ImageVersion] | QuerySet[LayerBuild]]:
+    versions = ImageVersion.objects.filter(status=VersionStatus.READY).exclude(storage=Storage.NOTHING)
+    builds = LayerBuild.objects.filter(status=LayerStatus.READY, version__in=versions)
+    return [versions.select_related("image"), builds.select_related("layer", "version__image")]
 
 
 def require(version: ImageVersion) -> None:

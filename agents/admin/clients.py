@@ -11,7 +11,8 @@ from django.urls import reverse
 from django.utils.html import format_html
 
 from agents import services
-from agents.models import BootSession, Command, HomeRestore, Verb
+from agents.admin.sessions import revoke_each
+from agents.models import BootSession, Command, HomeRestore, SessionStatus, Verb
 from agents.services import RIGHTS
 from fleet.admin.clients import ClientAdmin
 from fleet.admin.guarded import actor, page_of
@@ -26,6 +27,7 @@ EFFECTS = {
     Verb.CYCLE: "All processes of the user are killed, the home is restored from its template, the user is logged in again.",
     Verb.RESTART: "They restart and boot what is released to their class now.",
     Verb.POWEROFF: "They go down and stay off until somebody switches them on.",
+    Verb.WAKE: "Those that are off are switched on, and boot what is released to their class now. Those that are on fail, and stay on.",
     Verb.CAPTURE: "What is in the user's home now is sent to the server while the user goes on. You see how it differs, and what may be "
     "secrets in it, before it is accepted as a template.",
 }
@@ -37,7 +39,7 @@ admin.site.unregister(Client)
 
 @admin.register(Client)
 class OrderedClientAdmin(ClientAdmin):
-    actions = ["cycle", "restart", "poweroff", "capture", *ClientAdmin.actions]
+    actions = ["cycle", "restart", "poweroff", "wake", "capture", *ClientAdmin.actions, "revoke"]
     change_form_template = "admin/agents/client.html"
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
@@ -59,9 +61,20 @@ class OrderedClientAdmin(ClientAdmin):
     def poweroff(self, request: HttpRequest, clients: QuerySet[Client]) -> HttpResponse:
         return self._order(request, clients, Verb.POWEROFF)
 
+    @admin.action(description="Power on", permissions=["operate"])
+    def wake(self, request: HttpRequest, clients: QuerySet[Client]) -> HttpResponse:
+        return self._order(request, clients, Verb.WAKE)
+
     @admin.action(description="Capture the home as a new template (one client)", permissions=["release"])
     def capture(self, request: HttpRequest, clients: QuerySet[Client]) -> HttpResponse:
         return self._order(request, clients, Verb.CAPTURE)
+
+    @admin.action(
+        description="Revoke their sessions: hear no more of them until they boot anew", permissions=["change"]
+    )
+    def revoke(self, request: HttpRequest, clients: QuerySet[Client]) -> None:
+        alive = (*BootSession.LIVE, SessionStatus.LOST)
+        revoke_each(self, request, BootSession.objects.filter(client__in=clients, status__in=alive))
 
     def _order(self, request: HttpRequest, chosen: QuerySet[Client], verb: Verb) -> HttpResponse:
         """Ask for the reason first, as the admin does before it deletes; then order, and go back to where it was asked."""

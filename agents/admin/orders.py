@@ -3,7 +3,7 @@
 from typing import Any
 
 from django.contrib import admin, messages
-from django.db.models import Count, Q, QuerySet
+from django.db.models import Count, F, Q, QuerySet
 from django.http import HttpRequest
 from django.template.defaultfilters import pluralize
 from django.utils.safestring import SafeString
@@ -37,8 +37,11 @@ class OrderAdmin(OperatedAdmin[Order]):
     change_form_template = "admin/agents/order.html"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Order]:
-        counts = {status.value: Count("commands", filter=Q(commands__status=status)) for status in CommandStatus}
-        return super().get_queryset(request).annotate(number=Count("commands"), **counts)
+        asked = Q(commands__verb=F("verb"))  # not those of relays that carry it out
+        counts = {
+            status.value: Count("commands", filter=asked & Q(commands__status=status)) for status in CommandStatus
+        }
+        return super().get_queryset(request).annotate(number=Count("commands", filter=asked), **counts)
 
     @admin.display(description="clients", ordering="number")
     def clients(self, order: Order) -> int:

@@ -10,7 +10,7 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from agents import services
+from agents import revoking, services
 from agents.models import BootSession, Command, CommandStatus, HomeRestore, Order, RestoreResult, SessionStatus, Verb
 from fleet.api.exporting import LogViewSet
 from fleet.api.filters import Filters, LogFilters, SiteFilters
@@ -148,6 +148,12 @@ class SessionSerializer(serializers.ModelSerializer[BootSession]):
         ]
 
 
+class RevocationSerializer(serializers.Serializer[Any]):
+    reason = serializers.CharField(
+        max_length=200, default="", allow_blank=True, help_text="It stands in the audit log."
+    )
+
+
 class SessionFilters(Filters):
     site = filters.CharFilter(field_name="client__site__slug", help_text="The slug of a site.")
     client = filters.UUIDFilter(field_name="client_id")
@@ -157,10 +163,20 @@ class SessionFilters(Filters):
 class SessionViewSet(ScopedViewSet[BootSession]):
     """Boots of clients: when, of what version, how long each stage took (`facts.boot_ms`), and how they ended."""
 
-    queryset: QuerySet[BootSession] = BootSession.objects.all()
+    queryset: QuerySet[BootSession] = BootSession.objects.select_related("client__site")
     serializer_class = SessionSerializer
     filterset_class = SessionFilters
     page_order = ("-planned_at", "pk")
+
+    @extend_schema(request=RevocationSerializer, responses=SessionSerializer)
+    @action(detail=True, methods=["post"])
+    def revoke(self, request: Request, pk: str) -> Response:
+        """Hear no more of this boot: its bearer answers 401 from now on. The client gets a session again by booting anew."""
+        asked = RevocationSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        session = self.get_object()
+        revoking.revoke(session, request.user, asked.validated_data["reason"])
+        return Response(self.get_serializer(session).data)
 
 
 class RestoreSerializer(serializers.ModelSerializer[HomeRestore]):

@@ -68,6 +68,7 @@ class Tile:
     heard: datetime | None
     last: LastCommand | None
     admin_url: str
+    twin: bool = False  # another machine has its MAC address
 
     @property
     def title(self) -> str:
@@ -224,7 +225,19 @@ class ReleaseLine:
     admin_url: str
 
 
-Fact = Tile | Count | ClassCount | ReleaseLine | OrderLine | BuildLine | RestoreLine
+@dataclass(frozen=True)
+class Notice:
+    """Something about the whole site that a volunteer should know, and where it is seen to."""
+
+    template: ClassVar[str] = "board/notice.html"
+
+    key: str
+    words: str
+    icon: str
+    admin_url: str
+
+
+Fact = Notice | Tile | Count | ClassCount | ReleaseLine | OrderLine | BuildLine | RestoreLine
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
 
 from agents import rollouts, services
-from agents.board.views import may_operate, visible_site
+from agents.board.visiting import may_operate, visible_site
 from agents.models import BootSession, Command, Order, Rollout, SessionStatus, Verb
 from agents.seats import natural, seat_of
 from fleet.exceptions import Forbidden, OperatorError, WrongState
@@ -30,18 +30,20 @@ EFFECTS = {
     "What was saved there is gone.",
     Verb.RESTART: "They go down and boot anew, with what is released to their class by then. What was saved there is gone.",
     Verb.POWEROFF: "They go down and stay off until somebody switches them on. What was saved there is gone.",
+    Verb.WAKE: "They are switched on over the network, and boot what is released to their class by then.",
     Verb.CAPTURE: "What is in the user's home is sent to the server, and becomes a template once it was looked at and accepted.",
 }
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What an order would do: ``clients`` in the order people read them, and those left out as they are ``busy``."""
+    """What an order would do: ``clients`` in the order people read them, and those left out: ``busy``, or ``on`` already."""
 
     verb: Verb
     clients: list[Client]
     busy: list[Command]
     absent: list[str]
+    on: list[str]
 
     @property
     def effect(self) -> str:
@@ -169,7 +171,10 @@ def _plan(verb: Verb, clients: list[Client]) -> Plan:
     free = [client for client in clients if client.pk not in taken]
     sessions = BootSession.objects.filter(client__in=free, status=SessionStatus.OPEN)
     connected = set(sessions.values_list("client_id", flat=True))
-    return Plan(verb, free, open_commands, [seat_of(client) for client in free if client.pk not in connected])
+    absent = [client for client in free if client.pk not in connected]
+    if verb == Verb.WAKE:
+        return Plan(verb, absent, open_commands, [], [seat_of(client) for client in free if client.pk in connected])
+    return Plan(verb, free, open_commands, [seat_of(client) for client in absent], [])
 
 
 def _by_script(request: HttpRequest) -> bool:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from django.db.models import Count, Max, Q
+from django.db.models import Count, F, Max, Q
 from django.urls import reverse
 
 from agents.board.facts import PHASES, STEPS, Fact, Fate, OrderLine, Phase
@@ -26,15 +26,15 @@ def read_orders(site: Site) -> list[Fact]:
     orders = [*running, *recent]
     tallies: dict[Any, dict[str, int]] = defaultdict(dict)
     ends: dict[Any, Any] = {}
-    counted = Command.objects.filter(order__in=orders).order_by().values_list("order", "status")
+    asked = Command.objects.filter(order__in=orders, verb=F("order__verb"))  # not those of relays that carry it out
+    counted = asked.order_by().values_list("order", "status")
     for key, status, number, last in counted.annotate(Count("pk"), Max("finished_at")):
         tallies[key][status] = number
         ends[key] = max(filter(None, (ends.get(key), last)), default=None)
     single = [order.pk for order in orders if sum(tallies[order.pk].values()) == 1]
     # Those that succeeded are a number; a thousand of them need not be read twice a second.
     told = (
-        Command.objects.filter(order__in=orders)
-        .filter(~Q(status=CommandStatus.SUCCEEDED) | Q(order__in=single))
+        asked.filter(~Q(status=CommandStatus.SUCCEEDED) | Q(order__in=single))
         .select_related("client")
         .only("order_id", "status", "reason", "result", "client__seat", "client__name")
     )

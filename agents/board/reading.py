@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlencode
 
 from django.db.models import F, Prefetch, Q
 from django.urls import NoReverseMatch, reverse
@@ -16,6 +17,7 @@ from agents.board.facts import (
     Doing,
     Fact,
     LastCommand,
+    Notice,
     Reading,
     RestoreLine,
     Tile,
@@ -57,6 +59,7 @@ def read(site: Site) -> Reading:
     )
     return Reading(
         {
+            "notices": _notices(site, clients),
             "clients": [*tiles],
             "counts": [Count(state.value, str(state.label), states[state.value]) for state in ClientState],
             "classes": [ClassCount(kind.slug, mark(kind), marks[kind.slug]) for kind in classes],
@@ -114,9 +117,30 @@ def _tiles(site: Site, clients: list[Client], open_commands: list[Command], offe
             heard=None if client.pk in connected else client.last_seen,
             last=_last(last[client.pk]) if client.pk in last else None,
             admin_url=admin_url("fleet_client", client.pk),
+            twin=client.twin_at is not None,
         )
         for client in clients
     ]
+
+
+def _notices(site: Site, clients: list[Client]) -> list[Fact]:
+    """Who waits to be admitted, whose MAC address two have, and whether newcomers are admitted without asking."""
+    found = list[Fact]()
+    if site.enrolment_open:
+        until = f"New PCs are admitted without asking until {site.enrolment_until:%H:%M} UTC"
+        found.append(Notice("enrolment", until, "admission-pending", admin_url("fleet_site", site.pk)))
+    if waiting := sum(client.admission == Admission.PENDING for client in clients):
+        words = f"{waiting} new PC{'s wait' if waiting > 1 else ' waits'} to be admitted"
+        url = _clients_url(site, admission__exact=Admission.PENDING)
+        found.append(Notice("pending", words, "admission-pending", url))
+    if twins := [str(client) for client in clients if client.twin_at]:
+        words = f"Another PC has the MAC address of {', '.join(twins[:3])}{' …' if len(twins) > 3 else ''}"
+        found.append(Notice("twins", words, "trouble", _clients_url(site, twin_at__isempty=0)))
+    return found
+
+
+def _clients_url(site: Site, **filters: object) -> str:
+    return f"{reverse('admin:fleet_client_changelist')}?{urlencode({'site__id__exact': site.pk, **filters})}"
 
 
 def _next(offers: Mapping[int, Offer], client: Client) -> str:

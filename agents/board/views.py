@@ -6,7 +6,7 @@ from typing import Any
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.models import User
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
-from django.shortcuts import get_object_or_404, redirect, render
+from django.shortcuts import redirect, render
 from django.templatetags.static import static
 from django.utils.safestring import SafeString, mark_safe
 from django.views.decorators.cache import never_cache
@@ -14,25 +14,18 @@ from django.views.decorators.http import require_safe
 
 from agents.board.facts import Fact, Tile
 from agents.board.feed import render as render_fact
+from agents.board.freezes import switch
 from agents.board.reading import read
 from agents.board.stream import stream
+from agents.board.visiting import may_operate, visible_site
 from agents.models import Verb
 from fleet.models import Client, ClientState, Site
-from fleet.roles import Right
 
 
 @require_safe
 def favicon(_request: HttpRequest) -> HttpResponse:
     """For pages without a link to it: browsers ask here by themselves."""
     return redirect(static("fleet/icon.svg"), permanent=True)
-
-
-def visible_site(request: HttpRequest, slug: str) -> Site:
-    return get_object_or_404(Site.objects.visible_to(request.user), slug=slug)
-
-
-def may_operate(request: HttpRequest, site: Site) -> bool:
-    return Site.objects.visible_to(request.user, Right.OPERATE).filter(pk=site.pk).exists()
 
 
 @require_safe
@@ -77,9 +70,9 @@ def board(request: HttpRequest, slug: str) -> HttpResponse:
         "filtered": bool(text or wanted["states"] or wanted["classes"]),
         "may_operate": may_operate(request, site),
         "projector": "projector" in request.GET,
-        "verbs": (Verb.CYCLE, Verb.RESTART, Verb.POWEROFF),
+        "verbs": (Verb.CYCLE, Verb.RESTART, Verb.POWEROFF, Verb.WAKE),
     }
-    return render(request, "board/site.html", context)
+    return render(request, "board/site.html", context | switch(request, site))
 
 
 def _html(fact: Fact) -> SafeString:

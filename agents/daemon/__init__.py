@@ -1,5 +1,7 @@
-"""The program on every client: Python's standard library only, 3.9 or newer.
+"""The daemon on every client: it talks to the server, is trusted with its keys, and decides what is obeyed.
 
-The initrd copies this package to /run/fleet/agent, where it runs as `python3 -m agent` with /run/fleet as its
-working directory; the server imports the very same files as `agents.daemon`. Relative imports serve both.
+What a command does to the PC is in `agents.hands`; both need nothing but Python's standard library, 3.9 or newer.
+
+The initrd copies both to /run/fleet/agent, where this runs as `python3 -m agent.daemon` with /run/fleet as its working
+directory; the server imports the very same files as `agents.daemon`. Relative imports serve both.
 """

@@ -1,4 +1,4 @@
-"""`python3 -m agent`, as fleet-agent.service runs it."""
+"""`python3 -m agent.daemon`, as fleet-agent.service runs it."""
 
 import sys
 

@@ -8,12 +8,12 @@ import json
 import os
 import random
 import select
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 ANSWER_BYTES = 1 << 20  # the gateway sends a few kilobytes; more is rubbish
 PATIENCE_S, CAP_S = 20.0, 120.0
-TICK_S = 5.0  # how soon a parked poll notices that the user touched the keyboard
 
 
 class Away(Exception):
@@ -59,9 +59,12 @@ class Link:
         path: str,
         body: object = None,
         timeout: float = PATIENCE_S,
-        stop: Callable[[], bool] | None = None,
+        patience: Callable[[], float] | None = None,
     ) -> Answer | None:
-        """The answer, 200 or 204; None when `wake` or `stop` ended a parked poll. Away or Superseded otherwise."""
+        """The answer, 200 or 204; None when `wake` or `patience` ended a parked poll. Away or Superseded otherwise.
+
+        `patience` says how long to wait until it is asked again (seconds), 0 where there is something better to do.
+        """
         reused = self.connection.sock is not None
         headers = {"Authorization": f"Bearer {self.bearer}", "Content-Type": "application/json"}
         try:
@@ -69,7 +72,7 @@ class Link:
             if reused:
                 self.connection.sock.settimeout(timeout)
             self.connection.request(method, path, None if body is None else json.dumps(body), headers)
-            if stop and self.woken(stop, timeout):
+            if patience and self.woken(patience, timeout):
                 self.connection.close()
                 return None
             response = self.connection.getresponse()
@@ -79,7 +82,7 @@ class Link:
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.connection.close()
             if reused and isinstance(error, ConnectionError):
-                return self.call(method, path, body, timeout, stop)  # the server had let an idle one go
+                return self.call(method, path, body, timeout, patience)  # the server had let an idle one go
             raise Away(f"{type(error).__name__}: {error}") from None
         if answer.status == 409:
             raise Superseded
@@ -89,17 +92,18 @@ class Link:
             raise Away(f"{method} {path.partition('?')[0]}: status {answer.status}", answer.status, retry_s)
         return answer
 
-    def woken(self, stop: Callable[[], bool], timeout: float) -> bool:
+    def woken(self, patience: Callable[[], float], timeout: float) -> bool:
         """Whether the wait for an answer ended before the answer came."""
-        for _ in range(int(timeout / TICK_S) + 1):
-            readable = select.select([self.connection.sock, self.wake], [], [], TICK_S)[0]
+        end = time.monotonic() + timeout
+        while (left := end - time.monotonic()) > 0:
+            tick = patience()
+            readable = select.select([self.connection.sock, self.wake], [], [], min(tick, left))[0]
             if self.wake in readable:
                 os.read(self.wake, 4096)
+            if self.wake in readable or tick <= 0:
                 return True
             if readable:
                 return False
-            if stop():
-                return True
         raise TimeoutError(f"no answer within {timeout:.0f} s")
 
     def pause_s(self, trouble: Away, spread_s: float) -> float:

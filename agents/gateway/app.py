@@ -6,28 +6,33 @@ import json
 import logging
 import random
 import re
+import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from contextlib import suppress
-from typing import Any
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, NoReturn
 
 import redis.asyncio as aioredis
 from django.conf import settings
+from django.utils import timezone
 from prometheus_client import generate_latest
 from redis.exceptions import RedisError
 
-from agents import attendance, evidence, metrics, netboot, writes
+from agents import attendance, evidence, holds, metrics, netboot, telling, twins, writes
 from agents.daemon import protocol
 from agents.gateway import artefacts, captures
 from agents.gateway.database import Database
 from agents.gateway.http import Answer, Bucket, Problem, Receive, Request, Scope, Send, reply
 from agents.gateway.parking import Attendant, Parking
-from agents.models import BootSession, Command, CommandStatus, SessionStatus
-from agents.schedule import GATEWAY_UP
+from agents.gateway.waker import Waker
+from agents.models import BootSession, Command, CommandStatus, SessionStatus, Verb
 from agents.sending import CHANNEL
-from agents.signing import public_keys
+from agents.signing import ids, public_keys
 from fleet import metrics as monitor
+from fleet.alive import GATEWAY_UP
 from fleet.exceptions import FleetError
 from fleet.models import token_hash
 from fleet.signify import signify
@@ -35,6 +40,9 @@ from fleet.signing import Signer
 
 log = logging.getLogger(__name__)
 SWEEP_S = 3.0  # how late a command is found whose nudge was lost, and how often presence is written down, at the most
+CLOCKS_DIFFER = timedelta(minutes=1)  # between the hosts of a server, at the most
+# A time so wrong that the daemon opens its session anew, to be told the keys of today (docs/protocol.md).
+ASK_ANEW = {"Fleet-Time": "0"}
 REDIS_PATIENCE_S = 2.0  # a Redis that hangs is one that is away
 _NONCE = re.compile(r"[0-9A-Za-z_-]{8,64}").fullmatch
 _BEARER = re.compile(r"[Bb]earer ([0-9a-f]{64})").fullmatch
@@ -51,7 +59,9 @@ class Gateway:
         self._parking = Parking()
         metrics.PARKED.set_function(self._parking.parked)
         self._database = Database()
-        self._signer = Signer.load(settings.SESSION_KEY, "session")
+        self._waker = Waker(self._database)
+        self._signer()  # or it would start, and fail at the first boot
+        self._keys = ids(public_keys(settings.PUBLIC_KEYS, "command"))
         self._tasks: list[asyncio.Task[None]] = []
         self._up_since = time.time()
         self._closing = False
@@ -65,9 +75,11 @@ class Gateway:
             ("POST", "/agent/v1/reports"): (self._reports, Bucket(2000, 20000)),
             ("PUT", "/agent/v1/capture"): (self._capture, Bucket(1, 20)),
             ("PUT", "/agent/v1/writes"): (self._writes, Bucket(50, 500)),
+            ("PUT", "/agent/v1/hold"): (self._hold, Bucket(100, 2000)),
             ("POST", "/agent/v1/bye"): (self._bye, Bucket(500, 5000)),
             ("GET", "/metrics"): (self._metrics, Bucket(2, 10)),
         }
+        self._store = Bucket(2000, 50000)  # one that starts fetches half a dozen artefacts
         self._methods: dict[str, str] = {path: method for method, path in self._routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,13 +88,16 @@ class Gateway:
         elif scope["type"] == "http":
             await self._serve(scope, receive, send)
 
+    def _signer(self) -> Signer:
+        return Signer.load(settings.SESSION_KEY, "session")
+
     # --- life -------------------------------------------------------------------------------------------------------
 
     async def _live(self, receive: Receive, send: Send) -> None:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                for work in (self._database.run, self._listen, self._sweep):
+                for work in (self._database.run, self._listen, self._sweep, self._waker.run):
                     self._tasks.append(asyncio.create_task(work()))
                 await send({"type": "lifespan.startup.complete"})
             else:
@@ -124,18 +139,32 @@ class Gateway:
 
     def _nudged(self, data: bytes) -> None:
         try:
-            clients = [uuid.UUID(client) for client in json.loads(data)["clients"]]
+            nudge = json.loads(data)
+            clients = [uuid.UUID(client) for client in nudge.get("clients", ())]
+            sessions = {uuid.UUID(session) for session in nudge.get("cut_off", ())}
+            wake = nudge.get("wake")
+            if not nudge.keys() & {"clients", "cut_off", "wake"}:
+                raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             log.error("A nudge that is none was published on %s: %r", CHANNEL, data[:100])
             return
+        self._parking.forget(sessions)
         for client in clients:
             self._parking.wake(client)
+        if wake:
+            self._waker.hint.set()
 
     async def _sweep(self) -> None:
-        """Every few seconds: find commands whose nudge was lost, write down who is there, and that we listen."""
+        """Every few seconds: find what was lost of nudges and hints, write down who is there, and that we listen."""
         pause = min(SWEEP_S, settings.LOST_AFTER / 4)
+        looked = timezone.now()
         while True:
+            telling.steps.flush()
             try:
+                self._keys = await asyncio.to_thread(_command_keys)
+                now = timezone.now()
+                self._parking.forget(await self._database.read(_cut_off, looked - CLOCKS_DIFFER))
+                looked = now
                 for client in await self._database.read(_with_commands):
                     self._parking.wake(client)
                 await self._database.write(attendance.seen, self._parking.take_seen())
@@ -155,6 +184,7 @@ class Gateway:
         try:
             request = Request.of(scope, receive)
             if request.path.startswith("/store/") and request.method in ("GET", "HEAD"):
+                self._admit(self._store, "/store/")
                 await artefacts.serve(request, send, settings.STORE)
                 return
             answer = await self._answer(request)
@@ -183,12 +213,15 @@ class Gateway:
         if self._closing:
             raise self._come_again()
         handler, bucket = route
+        self._admit(bucket, request.path)
+        return await handler(request)
+
+    def _admit(self, bucket: Bucket, path: str) -> None:
         try:
             bucket.admit()
         except Problem:
-            metrics.REJECTED.labels(request.path).inc()
+            metrics.REJECTED.labels(path).inc()
             raise
-        return await handler(request)
 
     def _come_again(self) -> Problem:
         spread = 1 + random.randint(0, settings.POLL_SPREAD)  # noqa: S311 - spreads load, guards nothing
@@ -212,7 +245,7 @@ class Gateway:
         fields = protocol.parse_plan(plan)
         if fields["action"] == "boot":
             self._parking.superseded_by(uuid.UUID(fields["client"]))
-        return Answer.text(f"{plan}signature={signify(self._signer, plan.encode())}\n")
+        return Answer.text(f"{plan}signature={signify(self._signer(), plan.encode())}\n")
 
     async def _trouble(self, request: Request) -> Answer:
         await self._database.write(netboot.trouble, await request.form())
@@ -230,17 +263,23 @@ class Gateway:
         if attendant is None:
             session = await self._session_by(bearer)
             if session.status == SessionStatus.SUPERSEDED:
-                raise Problem(409, "A younger session of this client exists.")
-            attendant = self._parking.enter(bearer, session.pk, session.client_id)
+                await self._supersede(session.pk)
+            attendant = self._parking.enter(bearer, session.pk, session.client_id, session.command_keys)
         if attendant.superseded:
-            raise Problem(409, "A younger session of this client exists.")
+            await self._supersede(attendant.session)
         self._parking.saw(attendant)
         return attendant, bearer
+
+    async def _supersede(self, session: uuid.UUID) -> NoReturn:
+        await self._database.write(twins.heard, session)
+        raise Problem(409, "A younger session of this client exists.")
 
     async def _session_by(self, bearer: str) -> BootSession:
         session = await self._database.read(_session_of, bearer)
         if session is None:
             raise Problem(401, "This bearer token belongs to no session.", WWW_Authenticate="Bearer")
+        if session.status == SessionStatus.REVOKED:
+            raise Problem(401, "This session was revoked.", WWW_Authenticate="Bearer")
         return session
 
     async def _session(self, request: Request) -> Answer:
@@ -248,7 +287,8 @@ class Gateway:
         attendant, bearer = await self._attendant(request)
         body = await request.json()
         nonce, boot_id = body.get("nonce"), body.get("boot_id")
-        if type(body.get("protocol")) is not int or body["protocol"] not in protocol.VERBS:
+        speaks = body.get("protocol")
+        if type(speaks) is not int or speaks not in protocol.VERBS:
             raise Problem(400, f"This server speaks the protocols {', '.join(map(str, protocol.VERBS))}.")
         if not isinstance(nonce, str) or not _NONCE(nonce) or not isinstance(boot_id, str):
             raise Problem(400, "The nonce or the boot_id is not one.")
@@ -257,10 +297,15 @@ class Gateway:
         except attendance.BadFacts as error:
             raise Problem(400, str(error)) from None
         session = await self._session_by(bearer)
+        if speaks < settings.PROTOCOL_FLOOR:
+            raise Problem(400, await self._database.write(attendance.refuse_old, session, speaks))
+        keys = public_keys(settings.PUBLIC_KEYS, "command")
+        opens = partial(attendance.open_session, session, boot_id, facts, speaks=speaks, command_keys=ids(keys))
         try:
-            await self._database.write(attendance.open_session, session, boot_id, facts)
+            await self._database.write(opens)
         except FleetError as error:
             raise Problem(409, error.message) from None
+        self._keys = attendant.keys = sys.intern(ids(keys))
         attendant.state = ""
         if "clock_ms" in facts:
             metrics.SKEW.observe(abs(came - facts["clock_ms"]) / 1000)
@@ -272,11 +317,13 @@ class Gateway:
                 "server_time_ms": _now_ms(),
                 "hold_s": settings.POLL_HOLD,
                 "spread_s": settings.POLL_SPREAD,
-                "keys": public_keys(settings.PUBLIC_KEYS, "command"),
+                "keys": keys,
+                "protocol": speaks,
             }
         )
-        signature = base64.b64encode(self._signer.sign(answer.body)).decode()
-        answer.headers["Fleet-Signature"] = f"{self._signer.key_id}:{signature}"
+        signer = self._signer()
+        signature = base64.b64encode(signer.sign(answer.body)).decode()
+        answer.headers["Fleet-Signature"] = f"{signer.key_id}:{signature}"
         return answer
 
     async def _next(self, request: Request) -> Answer:
@@ -292,6 +339,9 @@ class Gateway:
             if attendant.client in self._parking.waiting:
                 self._parking.waiting.discard(attendant.client)
                 if envelopes := await self._database.read(_envelopes, attendant.session, int(cursor)):
+                    if await self._must_ask(attendant, {envelope["key"] for envelope in envelopes}):
+                        self._parking.waiting.add(attendant.client)
+                        return Answer(204, headers=ASK_ANEW)
                     metrics.POLLS.labels("delivered").inc()
                     return Answer.json({"commands": envelopes, "server_time_ms": _now_ms()})
             how = await self._parking.park(attendant, hold - time.monotonic())
@@ -301,8 +351,28 @@ class Gateway:
                 raise Problem(409, "A younger session of this client exists.")
             if how == "closing":
                 raise self._come_again()
-            if how != "wake":
-                return Answer(204, headers={"Fleet-Time": str(_now_ms())})
+            if how == "forgotten":
+                attendant, _ = await self._attendant(request)
+                attendant.state = state
+            elif how != "wake":
+                must = await self._must_ask(attendant)
+                return Answer(204, headers=ASK_ANEW if must else {"Fleet-Time": str(_now_ms())})
+
+    async def _must_ask(self, attendant: Attendant, signed: Set[str] | None = None) -> bool:
+        """Whether a daemon must open its session anew: it was not told what is ``signed`` with a key of today, or (without that) not
+        just the keys of today. Of a key that is none it is not told either: it refuses that.
+        """
+        if signed is not None and not signed <= set(self._keys.split()):
+            self._keys = await asyncio.to_thread(_command_keys)
+
+        def suffices() -> bool:
+            if signed is None:
+                return attendant.keys == self._keys
+            return signed & set(self._keys.split()) <= set(attendant.keys.split())
+
+        if not suffices():  # another gateway may have told it
+            attendant.keys = sys.intern(await self._database.read(_told_keys, attendant.session))
+        return not suffices()
 
     async def _reports(self, request: Request) -> Answer:
         _, bearer = await self._attendant(request)
@@ -330,6 +400,15 @@ class Gateway:
         except writes.BadWrites as error:
             raise Problem(400, str(error)) from None
         await self._database.write(writes.take, await self._session_by(bearer), entries)
+        return Answer(204)
+
+    async def _hold(self, request: Request) -> Answer:
+        _, bearer = await self._attendant(request)
+        try:
+            reason, until = holds.clean(await request.json())
+        except holds.BadHold as error:
+            raise Problem(400, str(error)) from None
+        await self._database.write(holds.take, await self._session_by(bearer), reason, until)
         return Answer(204)
 
     async def _metrics(self, request: Request) -> Answer:
@@ -381,9 +460,25 @@ def _session_of(bearer: str) -> BootSession | None:
     return BootSession.objects.select_related("client__site").filter(bearer_digest=bearer).first()
 
 
+def _command_keys() -> str:
+    """The ids of the command keys of today. Files, so that a host that is given new ones needs no restart."""
+    return sys.intern(ids(public_keys(settings.PUBLIC_KEYS, "command")))
+
+
+def _told_keys(session: uuid.UUID) -> str:
+    return BootSession.objects.values_list("command_keys", flat=True).get(pk=session)
+
+
+def _cut_off(since: datetime) -> set[uuid.UUID]:
+    """Sessions whose bearers are good no more, since then: revoked, or superseded by way of another gateway."""
+    over = (SessionStatus.SUPERSEDED, SessionStatus.REVOKED)
+    return set(BootSession.objects.filter(status__in=over, ended_at__gte=since).values_list("pk", flat=True))
+
+
 def _with_commands() -> list[uuid.UUID]:
-    """Clients to which a command is on its way."""
-    return list(Command.objects.filter(status=CommandStatus.SENT).values_list("client_id", flat=True))
+    """Clients to which a command is on its way. One to be powered on asks for none."""
+    sent = Command.objects.filter(status=CommandStatus.SENT).exclude(verb=Verb.WAKE)
+    return list(sent.values_list("client_id", flat=True))
 
 
 def _envelopes(session: uuid.UUID, cursor: int) -> list[dict[str, str]]:
@@ -391,4 +486,5 @@ def _envelopes(session: uuid.UUID, cursor: int) -> list[dict[str, str]]:
     commands = Command.objects.filter(session=session, status=CommandStatus.SENT, sequence__gt=cursor).order_by(
         "sequence"
     )
+    telling.delivered(telling.Step(c.order_id, c.pk, c.client_id) for c in commands)
     return [protocol.envelope(bytes(c.envelope), bytes(c.signature), c.key_id) for c in commands]

@@ -1,7 +1,9 @@
 """Who is there: parked polls, presence, and what waits to be delivered. Memory only; the database is asked elsewhere."""
 
 import asyncio
+import sys
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -12,12 +14,17 @@ from agents.attendance import Said
 
 @dataclass
 class Attendant:
-    """A session this gateway has heard of. ``state`` is what its daemon said last, ``seen_at`` when it asked last."""
+    """A session this gateway has heard of. ``state`` is what its daemon said last, ``seen_at`` when it asked last.
+
+    ``keys`` are the ids of the command keys its daemon was told.
+    """
 
     session: uuid.UUID
     client: uuid.UUID
+    keys: str = ""
     state: str = ""
     superseded: bool = False
+    forgotten: bool = False
     poll: "asyncio.Future[str] | None" = None
     seen_at: datetime = field(default_factory=timezone.now)
 
@@ -34,11 +41,11 @@ class Parking:
         self._closed = False
         self._seen: dict[uuid.UUID, Attendant] = {}
 
-    def enter(self, bearer: str, session: uuid.UUID, client: uuid.UUID) -> Attendant:
+    def enter(self, bearer: str, session: uuid.UUID, client: uuid.UUID, keys: str = "") -> Attendant:
         """Know a session; an older one of the same client is superseded."""
         if len(self.by_bearer) >= self.MOST:
             self._forget_silent()
-        attendant = Attendant(session, client)
+        attendant = Attendant(session, client, sys.intern(keys))
         older = self._by_client.get(client)
         if older is not None and older.session != session:
             self.supersede(older)
@@ -54,10 +61,22 @@ class Parking:
         if older := self._by_client.pop(client, None):
             self.supersede(older)
 
+    def forget(self, sessions: Collection[uuid.UUID]) -> None:
+        """Believe no more what is remembered of these sessions: whoever shows their bearer is looked up anew."""
+        if not sessions:
+            return
+        for bearer, attendant in [pair for pair in self.by_bearer.items() if pair[1].session in sessions]:
+            del self.by_bearer[bearer]
+            attendant.forgotten = True
+            if self._by_client.get(attendant.client) is attendant:
+                del self._by_client[attendant.client]
+            self._seen.pop(attendant.session, None)
+            self._end(attendant, "forgotten")
+
     async def park(self, attendant: Attendant, hold_s: float) -> str:
-        """Wait: ``wake``, ``superseded``, ``replaced`` (by a newer poll of the session), ``gone``, ``closing``, ``held``."""
-        if self._closed or attendant.superseded:  # while what it said was written down
-            return "closing" if self._closed else "superseded"
+        """Wait: ``wake``, ``superseded``, ``replaced`` (by a newer poll of the session), ``gone``, ``forgotten``, ``closing``, ``held``."""
+        if self._closed or attendant.superseded or attendant.forgotten:  # while what it said was written down
+            return "closing" if self._closed else "superseded" if attendant.superseded else "forgotten"
         self._end(attendant, "replaced")
         poll: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         attendant.poll = poll

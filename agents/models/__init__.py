@@ -1,6 +1,7 @@
 from agents.models.campaigns import Campaign, CampaignStatus, Offline, OnFailure, Target, TargetStatus, WaveBy
 from agents.models.caps import Cap, Freeze
 from agents.models.commands import Command, CommandStatus, Order, Verb
+from agents.models.power import PortKind, PowerPort, Wake, Way
 from agents.models.restores import HomeRestore, RestoreResult
 from agents.models.rollouts import Rollout, RolloutStatus
 from agents.models.sessions import BootSession, BootToken, SessionStatus, Verdict
@@ -18,6 +19,8 @@ __all__ = [
     "Offline",
     "OnFailure",
     "Order",
+    "PortKind",
+    "PowerPort",
     "RestoreResult",
     "Rollout",
     "RolloutStatus",
@@ -26,5 +29,7 @@ __all__ = [
     "TargetStatus",
     "Verb",
     "Verdict",
+    "Wake",
     "WaveBy",
+    "Way",
 ]

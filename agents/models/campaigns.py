@@ -12,7 +12,7 @@ _percent = [MinValueValidator(0), MaxValueValidator(100)]
 
 
 class CampaignStatus(models.TextChoices):
-    AWAITING = "awaiting", "Awaits approval"
+    AWAITING = "awaiting", "Awaiting approval"
     SCHEDULED = "scheduled", "Scheduled"
     RUNNING = "running", "Running"
     PAUSED = "paused", "Paused"
@@ -56,7 +56,7 @@ class Campaign(models.Model):
     SITE = "order__site"
     TRANSITIONS: Mapping[str, Sequence[str]] = {
         CampaignStatus.SCHEDULED: [CampaignStatus.AWAITING],
-        CampaignStatus.RUNNING: [CampaignStatus.AWAITING, CampaignStatus.SCHEDULED, CampaignStatus.PAUSED],
+        CampaignStatus.RUNNING: [CampaignStatus.SCHEDULED, CampaignStatus.PAUSED],
         CampaignStatus.PAUSED: [CampaignStatus.RUNNING],
         CampaignStatus.DONE: [CampaignStatus.RUNNING, CampaignStatus.PAUSED],
         CampaignStatus.STOPPED: [

@@ -37,8 +37,9 @@ class Cap(models.Model):
             models.UniqueConstraint(fields=["site", "verb"], name="cap_one_per_verb_and_site"),
             status_constraint(Verb, "cap_verb_declared", "verb"),
             models.CheckConstraint(
-                condition=models.Q(per_minute__gte=1) | models.Q(at_once__gte=1),
-                name="cap_lets_something_through",
+                # A comparison with what is empty is neither true nor false, which a constraint takes for true.
+                condition=models.Q(per_minute__isnull=False) | models.Q(at_once__isnull=False),
+                name="cap_says_something",
                 violation_error_message="Say how many a minute, or how many at once.",
             ),
             models.CheckConstraint(

@@ -40,6 +40,7 @@ class SessionStatus(models.TextChoices):
     OPEN = "open", "Open"
     CLOSED = "closed", "Closed"
     SUPERSEDED = "superseded", "Superseded"
+    REVOKED = "revoked", "Revoked"
     LOST = "lost", "Lost"
 
 
@@ -53,6 +54,7 @@ class BootSession(models.Model):
 
         booting → open → closed       (the system went down, and said so)
            │        ├──→ superseded   (a younger boot of the same client)
+           │        ├──→ revoked      (somebody wants to hear no more of it)
            └────────┴──→ lost         (silence)
 
     A lost session that is heard of again is open again: its poll came late, nothing else. A younger boot ends it for good.
@@ -63,6 +65,7 @@ class BootSession(models.Model):
         SessionStatus.OPEN: [SessionStatus.BOOTING, SessionStatus.OPEN, SessionStatus.LOST],
         SessionStatus.CLOSED: [SessionStatus.BOOTING, SessionStatus.OPEN, SessionStatus.LOST],
         SessionStatus.SUPERSEDED: [SessionStatus.BOOTING, SessionStatus.OPEN, SessionStatus.LOST],
+        SessionStatus.REVOKED: [SessionStatus.BOOTING, SessionStatus.OPEN, SessionStatus.LOST],
         SessionStatus.LOST: [SessionStatus.BOOTING, SessionStatus.OPEN],
     }
     LIVE = (SessionStatus.BOOTING, SessionStatus.OPEN)
@@ -75,6 +78,8 @@ class BootSession(models.Model):
     client_class = models.ForeignKey(ClientClass, null=True, on_delete=models.SET_NULL, related_name="+")
     release = models.ForeignKey(Release, null=True, on_delete=models.SET_NULL, related_name="sessions")
     protocol = models.PositiveSmallIntegerField(default=1, help_text="That its daemon speaks.")
+    command_keys = models.TextField(blank=True, default="", help_text="Ids of those its daemon was told last.")
+    session_keys = models.TextField(blank=True, default="", help_text="Ids of those by which it knows this server.")
     facts = models.JSONField(default=dict)
     planned_at = models.DateTimeField(default=timezone.now)
     opened_at = models.DateTimeField(null=True)
@@ -96,6 +101,14 @@ class BootSession(models.Model):
                 fields=["client"],
                 condition=models.Q(status__in=["booting", "open"]),
                 name="session_one_live_per_client",
+            ),
+        ]
+        indexes = [
+            # What every gateway asks every few seconds: whose bearers are good no more.
+            models.Index(
+                fields=["ended_at"],
+                condition=models.Q(status__in=["superseded", "revoked"]),
+                name="session_cut_off",
             ),
         ]
 

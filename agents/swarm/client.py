@@ -45,7 +45,9 @@ class Player:
         self._state = protocol.READY
         self._reports: dict[str, dict[str, Any]] = {}
         self._unsent: dict[str, dict[str, Any]] = {}
-        self._taken: dict[str, asyncio.Event] = {}  # acceptances that the server does not have yet
+        self._taken: dict[
+            str, asyncio.Future[bool]
+        ] = {}  # acceptances that the server does not have yet: whether it took them
         self._work: asyncio.Task[None] | None = None
         self._poll: asyncio.Task[Any] | None = None
 
@@ -133,14 +135,15 @@ class Player:
             rounds = 2 if self._dice.random() < self._nature.duplicate else 1
             for _ in range(rounds):
                 _, _, answer = await self._wire.ask("POST", "/agent/v1/reports", {"reports": [one for _, one in batch]})
+            rejected = {entry.get("command"): entry.get("reason") for entry in _json(answer).get("rejected", [])}
             for key, one in batch:
                 if self._unsent.get(key) is one:
                     del self._unsent[key]
                     self._ledger.settled += one["state"] != protocol.ACCEPTED
-                    if taken := self._taken.pop(key, None):
-                        taken.set()
-            for entry in _json(answer).get("rejected", []):
-                self._ledger.troubles[f"rejected: {entry.get('reason')}"] += 1
+                    if (taken := self._taken.pop(key, None)) and not taken.done():
+                        taken.set_result(key not in rejected)
+            for reason in rejected.values():
+                self._ledger.troubles[f"rejected: {reason}"] += 1
 
     async def _ask(self) -> None:
         if self._dice.random() < self._nature.drop:
@@ -174,11 +177,13 @@ class Player:
             return
         self._sequence = max(self._sequence, command.sequence)
         self._tell(command.command, protocol.ACCEPTED)
-        self._taken[command.command] = asyncio.Event()
+        self._taken[command.command] = asyncio.get_running_loop().create_future()
         self._work = asyncio.ensure_future(self._carry_out(command, self._taken[command.command]))
 
-    async def _carry_out(self, command: protocol.Command, taken: asyncio.Event) -> None:
-        await taken.wait()  # not before the server has the acceptance
+    async def _carry_out(self, command: protocol.Command, taken: asyncio.Future[bool]) -> None:
+        if not await taken:  # not before the server has the acceptance, and not at all where it was cancelled
+            self._tell(command.command, protocol.REFUSED, "cancelled")
+            return
         self._state = protocol.CYCLING if command.verb == protocol.CYCLE else self._state
         await asyncio.sleep(self._dice.uniform(0, self._nature.delay_s))
         if self._dice.random() < self._nature.reboot or command.verb in (protocol.RESTART, protocol.POWEROFF):

@@ -11,7 +11,7 @@ from fleet.models import Site
 from fleet.querysets import site_of
 
 M = TypeVar("M", bound=models.Model)
-SECRETS = frozenset({"password"})
+SECRETS = frozenset({"password", "secure_on"})
 LONGEST = 500  # characters of a value (a hook, a file) that an entry keeps
 
 
@@ -21,7 +21,12 @@ class AuditedAdmin(GuardedAdmin[M], Generic[M]):
     def save_model(self, request: HttpRequest, obj: M, form: Any, change: bool) -> None:
         """Before it is overwritten: what the database has, which may be younger than what the form was drawn with."""
         form.was = _values(type(obj)._base_manager.get(pk=obj.pk), form.changed_data) if change else {}
-        super().save_model(request, obj, form, change)
+        if not change:
+            super().save_model(request, obj, form, change)
+            return
+        # Only what was edited: the rest of the row is others', and younger by now than when the form was drawn.
+        columns = {field.name for field in obj._meta.concrete_fields}
+        obj.save(update_fields=[name for name in form.changed_data if name in columns])
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
         """The last act of every form."""

@@ -1,39 +1,102 @@
 """Sites, their people, classes and hardware rules."""
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from django import forms
 from django.contrib import admin
 from django.contrib.auth.models import User
 from django.db import models
-from django.db.models import Count, QuerySet
+from django.db.models import Count, Q, QuerySet
 from django.forms import ModelChoiceField
 from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 
+from fleet import enrolment
+from fleet.admin.guarded import actor
 from fleet.admin.scoped import ScopedAdmin, edited
 from fleet.hardware import adapter_name, adapters_from_json
-from fleet.models import Client, ClientClass, HardwareRule, Membership, Site
+from fleet.models import Admission, Client, ClientClass, HardwareRule, Membership, Site
 from fleet.roles import RIGHTS, Right, Role
 
 if TYPE_CHECKING:
     _ModelForm = forms.ModelForm[Membership]
+    _SiteForm = forms.ModelForm[Site]
 else:
-    _ModelForm = forms.ModelForm
+    _ModelForm = _SiteForm = forms.ModelForm
+
+
+CLOSE = "close"
+WINDOWS = [
+    ("", "as it is"),
+    ("15", "for 15 minutes from now"),
+    ("60", "for 1 hour from now"),
+    ("240", "for 4 hours from now"),
+    ("720", "for 12 hours from now"),
+    (CLOSE, "no more"),
+]
+
+
+class SiteForm(_SiteForm):
+    enrolment = forms.ChoiceField(
+        label="admit them without asking",
+        choices=WINDOWS,
+        required=False,
+        help_text="For setting up: whoever switches a PC on in that time is in service. It ends by itself.",
+    )
+
+    def clean_enrolment(self) -> str:
+        chosen = str(self.cleaned_data["enrolment"])
+        if chosen == CLOSE and not self.instance.enrolment_open:
+            return ""
+        return chosen
 
 
 @admin.register(Site)
 class SiteAdmin(ScopedAdmin[Site]):
     change_right = Right.MANAGE
-    list_display = ["name", "slug", "clients", "unknown_hardware", "enrolment_open"]
+    form = SiteForm
+    list_display = ["name", "slug", "clients", "pending", "unknown_hardware", "enrolment_now"]
     search_fields = ["name", "slug"]
     fieldsets = [
         (None, {"fields": ["name", "slug"]}),
-        ("Clients never seen before", {"fields": ["enrolment_open", "unknown_hardware", "default_class"]}),
+        (
+            "Clients never seen before",
+            {"fields": ["pending", ("enrolment_now", "enrolment"), "unknown_hardware", "default_class"]},
+        ),
         ("Images", {"fields": ["storage_limit"]}),
     ]
 
+    readonly_fields = ["pending", "enrolment_now"]
+
     def get_queryset(self, request: HttpRequest) -> QuerySet[Site]:
-        return super().get_queryset(request).annotate(number_of_clients=Count("clients"))
+        waiting = Count("clients", filter=Q(clients__admission=Admission.PENDING))
+        return super().get_queryset(request).annotate(number_of_clients=Count("clients"), number_waiting=waiting)
+
+    def save_model(self, request: HttpRequest, obj: Site, form: Any, change: bool) -> None:
+        """A window of enrolment has an entry of its own in the log."""
+        minutes = form.cleaned_data.get("enrolment", "")
+        form.changed_data = [name for name in form.changed_data if name != "enrolment"]
+        super().save_model(request, obj, form, change)
+        if minutes == CLOSE:
+            enrolment.close(obj, actor(request))
+        elif minutes:
+            enrolment.open_for(obj, int(minutes), actor(request))
+
+    @admin.display(description="waiting to be admitted", ordering="number_waiting")
+    def pending(self, site: Site) -> SafeString | str:
+        """How many, and the way to them."""
+        number = int(getattr(site, "number_waiting", 0))
+        if not number:
+            return "none"
+        query = urlencode({"site__id__exact": site.pk, "admission__exact": Admission.PENDING})
+        return format_html('<a href="{}?{}">{}</a>', reverse("admin:fleet_client_changelist"), query, number)
+
+    @admin.display(description="admits them without asking", ordering="enrolment_until")
+    def enrolment_now(self, site: Site) -> str:
+        return f"until {site.enrolment_until:%-d %B %H:%M} UTC" if site.enrolment_open else "no"
 
     @admin.display(description="clients", ordering="number_of_clients")
     def clients(self, site: Site) -> int:

@@ -13,7 +13,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
-from fleet import services
+from fleet import enrolment, services
 from fleet.api.exporting import LogViewSet
 from fleet.api.filters import Filters, LogFilters, SiteFilters
 from fleet.api.scoped import ScopedRelatedField, ScopedViewSet
@@ -35,7 +35,13 @@ from fleet.roles import RIGHTS, Right, Role
 class SiteSerializer(serializers.ModelSerializer[Site]):
     class Meta:
         model = Site
-        fields = ["id", "slug", "name", "unknown_hardware", "default_class", "enrolment_open"]
+        fields = ["id", "slug", "name", "unknown_hardware", "default_class", "enrolment_open", "enrolment_until"]
+
+
+class EnrolmentSerializer(serializers.Serializer[Any]):
+    minutes = serializers.IntegerField(
+        min_value=0, max_value=enrolment.LONGEST_MIN, help_text="For how long from now; 0 closes it."
+    )
 
 
 class SiteViewSet(ScopedViewSet[Site]):
@@ -43,6 +49,19 @@ class SiteViewSet(ScopedViewSet[Site]):
 
     queryset = Site.objects.all()
     serializer_class = SiteSerializer
+
+    @extend_schema(request=EnrolmentSerializer, responses=SiteSerializer)
+    @action(detail=True, methods=["post"])
+    def enrolment(self, request: Request, pk: str) -> Response:
+        """Admit clients never seen before without asking, for a time; or do so no more."""
+        asked = EnrolmentSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        site, minutes = self.get_object(), asked.validated_data["minutes"]
+        if minutes:
+            enrolment.open_for(site, minutes, request.user)
+        else:
+            enrolment.close(site, request.user)
+        return Response(self.get_serializer(site).data)
 
 
 class ClassSerializer(serializers.ModelSerializer[ClientClass]):
@@ -126,9 +145,10 @@ class ClientSerializer(serializers.ModelSerializer[Client]):
                 "state",
                 "since",
             ),
-            *("last_seen", "trouble", "adapters", "memory_kib", "product", "serial"),
+            *("last_seen", "trouble", "twin_at", "adapters", "memory_kib", "product", "serial", "secure_on"),
         ]
         read_only_fields = ["site", "mac", "admission"]
+        extra_kwargs = {"secure_on": {"write_only": True}}
 
     @extend_schema_field(AdapterSerializer(many=True))
     def get_adapters(self, client: Client) -> list[dict[str, Any]]:
@@ -145,6 +165,9 @@ class ClientFilters(SiteFilters):
     client_class = filters.CharFilter(field_name="client_class__slug", help_text="The slug of a class.")
     mac = filters.CharFilter(field_name="mac", help_text="In small letters, with colons.")
     seat = filters.CharFilter(field_name="seat")
+    twin = filters.BooleanFilter(
+        field_name="twin_at", lookup_expr="isnull", exclude=True, help_text="Two machines had its MAC address."
+    )
     q = filters.CharFilter(method="search", help_text="A part of the seat, name or MAC address.")
 
     def search(self, clients: QuerySet[Client], name: str, text: str) -> QuerySet[Client]:
@@ -172,6 +195,14 @@ class ClientViewSet(mixins.UpdateModelMixin, ScopedViewSet[Client]):
         asked.is_valid(raise_exception=True)
         client = self.get_object()
         services.admit(client, request.user, Admission(asked.validated_data["admission"]))
+        return Response(self.get_serializer(client).data)
+
+    @extend_schema(request=None, responses=ClientSerializer)
+    @action(detail=True, methods=["post"], url_path="take-back-twin")
+    def take_back_twin(self, request: Request, pk: str) -> Response:
+        """End the alarm that two machines have this MAC address (`twin_at`). It comes again if they still do."""
+        client = self.get_object()
+        services.take_back_twin(client, request.user)
         return Response(self.get_serializer(client).data)
 
 

@@ -53,7 +53,7 @@ class AuditHead(models.Model):
 class AuditCheckpoint(models.Model):
     """The head of a chain as it was at some time, signed by the sender: who owns the database can make no other past of it.
 
-    The signature is of ``fleet.audit.checkpoint_bytes`` by the command key. Append-only, like the entries.
+    The signature is of ``fleet.checkpoints.checkpoint_bytes`` by the command key. Append-only, like the entries.
     """
 
     chain = models.CharField(max_length=40)

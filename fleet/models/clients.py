@@ -41,7 +41,7 @@ class RootKind(models.TextChoices):
 
 
 class HomeKind(models.TextChoices):
-    """What a client's home is made of; images/initrd and agents/daemon/overlay.py make it."""
+    """What a client's home is made of; images/initrd and agents/hands/overlay.py make it."""
 
     OVERLAY = "overlay", "Overlay on the template"
     COPY = "copy", "Copy of the template"

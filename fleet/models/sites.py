@@ -1,6 +1,7 @@
 from django.conf import settings
 from django.core.validators import RegexValidator
 from django.db import models
+from django.utils import timezone
 
 from fleet.querysets import ScopedQuerySet
 from fleet.roles import Role
@@ -25,8 +26,8 @@ class Site(models.Model):
     default_class = models.ForeignKey(
         "fleet.ClientClass", null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
     )
-    enrolment_open = models.BooleanField(
-        default=False, help_text="Admit clients never seen before without asking, while this is on."
+    enrolment_until = models.DateTimeField(
+        null=True, editable=False, help_text="Until then clients never seen before are admitted without asking."
     )
     storage_limit = models.PositiveIntegerField(
         "storage of its images",
@@ -43,6 +44,11 @@ class Site(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def enrolment_open(self) -> bool:
+        """Whether clients never seen before are admitted now; that ends by itself."""
+        return self.enrolment_until is not None and self.enrolment_until > timezone.now()
 
 
 class Membership(models.Model):

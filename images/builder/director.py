@@ -117,7 +117,7 @@ def provenance(recipe: Recipe, context: Context) -> str:
     if not snapshot:
         return ""
     digest = hashlib.sha256(f"{recipe.digest} {snapshot}".encode())
-    for top in (Path(__file__).parent, initrd.SCRIPTS, context.daemon):
+    for top in (Path(__file__).parent, initrd.SCRIPTS, *initrd.with_hands(context.daemon)):
         for path in sorted(top.rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 digest.update(f"\0{path.relative_to(top)}\0".encode() + path.read_bytes())

@@ -55,7 +55,7 @@ class Initrd:
 def build(tree: Path, kernel_release: str, daemon: Path, output: Path, run: Runner) -> Initrd:
     """Write the initrd for the kernel `kernel_release` of `tree` to `output`: zstd, always the same bytes.
 
-    `daemon` is the directory of the agent (with its `units/`); it lands in the initrd's /fleet/agent.
+    `daemon` is the directory of the daemon; it and those beside it that belong to it land in the initrd's /fleet/agent.
     """
     modules_dir = tree / "lib/modules" / kernel_release
     if not (modules_dir / "modules.dep").is_file():
@@ -68,11 +68,18 @@ def build(tree: Path, kernel_release: str, daemon: Path, output: Path, run: Runn
             for name in DIRECTORIES:
                 archive.directory(name)
             _pack_programs(archive, run)
-            _pack_tree(archive, daemon, "fleet/agent")
+            for part in with_hands(daemon):
+                archive.directory(f"fleet/agent/{part.name}")
+                _pack_tree(archive, part, f"fleet/agent/{part.name}")
             _pack_modules(archive, modules_dir, kernel_release, modules, loaded_always(modules, listing))
             _pack_firmware(archive, tree, modules_dir, modules)
         run(["zstd", "--quiet", "--force", "-9", str(plain), "-o", str(output)])
     return Initrd(tuple(_name(path) for path in modules), output.stat().st_size)
+
+
+def with_hands(daemon: Path) -> list[Path]:
+    """The daemon, what does its work on a client, and the units of both; `daemon` itself is where the others lie too."""
+    return [daemon, daemon.with_name("hands"), daemon.with_name("units")]
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ def fingerprint(tree: Path, kernel_release: str, daemon: Path, run: Runner) -> s
     read |= {f"firmware {name}": path for name, path in _firmware(tree, modules_dir, modules).items()}
     read |= {f"program {name}": path for name, path in _programs(run).items()}
     read |= {"program busybox": _busybox(run), "this": Path(__file__)}
-    for top in (SCRIPTS, daemon):
+    for top in (SCRIPTS, *with_hands(daemon)):
         read |= {f"{path.relative_to(top.parent)}": path for path in top.rglob("*") if "__pycache__" not in path.parts}
     digest = hashlib.sha256(kernel_release.encode())
     for name, path in sorted(read.items()):

@@ -78,7 +78,9 @@ def pack(packed: Packed, ready: Path, store: Store, daemon: Path, cache: Path, s
                 )
                 rootplan.archive(plan, tree, ready / "plan", epoch)
             with step("home", "Pack the home template") as run:
-                home_digest = run([sys.executable, str(daemon / "home.py"), "digest", str(home)]).strip()
+                home_digest = run(
+                    [sys.executable, str(daemon.with_name("hands") / "home.py"), "digest", str(home)]
+                ).strip()
                 squashfs.pack(home, ready / "home", run, epoch)
             with step("initrd", f"Pack the initrd for kernel {release}") as run:
                 _initrd(tree, release, daemon, ready / "initrd", cache, run)

@@ -88,7 +88,7 @@ def make(
 
     `before` is the template it is compared with. Raises RecipeError with the field "archive" for one that is refused.
     """
-    home = _module(daemon / "home.py")
+    home = _module(daemon.with_name("hands") / "home.py")
     owner = _owner(store.require(before), run)
     with scratch(work) as place, store.scratch() as ready:
         contents = _unpacked(archive, place / "home", recipe.user, run)
@@ -138,7 +138,7 @@ def _owner(template: Path, run: Runner) -> tuple[int, int]:
 
 
 def _module(path: Path) -> ModuleType:
-    """The daemon's own module, so that template and client compute one digest by one code; images imports no agents."""
+    """The client's own module, so that template and client compute one digest by one code; images imports no agents."""
     spec = importlib.util.spec_from_file_location("fleet_home", path)
     assert spec is not None
     assert spec.loader is not None

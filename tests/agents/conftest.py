@@ -25,6 +25,5 @@ def keys(settings: Settings, tmp_path: Path) -> Iterator[Path]:
 
 
 def forget() -> None:
-    """Key and connection are read once for a process's life; a test's life is shorter."""
-    sending._signer.cache_clear()
+    """A connection is made once for a process's life; a test's life is shorter."""
     sending.connection.cache_clear()

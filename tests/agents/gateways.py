@@ -35,6 +35,7 @@ class Gateway:
             "FLEET_STORE": str(self.store),
             "FLEET_DATA": str(directory),
             "FLEET_POLL_SPREAD": "0",
+            "FLEET_WAKE_BROADCAST": "",  # no test's packet leaves this host
             **{f"FLEET_{name.upper()}": str(value) for name, value in settings.items()},
         }
         self.start()
@@ -161,15 +162,20 @@ def is_signed(reply: Reply, keys: Path) -> bool:
 
 
 @contextmanager
-def daemon(plan: Mapping[str, str], server: str) -> Iterator[Service]:
-    """The daemon's own loop as a process: a user is logged in, and what it remembers lies in a directory of its own."""
+def daemon(plan: Mapping[str, str], server: str, before: str = "") -> Iterator[Service]:
+    """The daemon's own loop as a process: a user is logged in, and what it remembers lies in a directory of its own.
+
+    ``before`` is Python that it runs first.
+    """
     with tempfile.TemporaryDirectory(prefix="fleet-daemon-") as place:
         directory = Path(place)
         (directory / "plan").write_text(protocol.format_plan(plan))
         (directory / "sessions").mkdir()
         uid = int(plan["uid"])
         (directory / "sessions" / "1").write_text(f"UID={uid}\nUSER=player\nSTATE=active\nCLASS=user\nTTY=\n")
-        service = start([sys.executable, "-c", _LOOP, place, server], directory / "log", {"PYTHONPATH": str(PROJECT)})
+        service = start(
+            [sys.executable, "-c", before + _LOOP, place, server], directory / "log", {"PYTHONPATH": str(PROJECT)}
+        )
         try:
             yield service
         finally:
@@ -180,10 +186,11 @@ def daemon(plan: Mapping[str, str], server: str) -> Iterator[Service]:
 _LOOP = """
 import sys
 from pathlib import Path
-from agents.daemon import agent, power, protocol, session
+from agents.daemon import agent, protocol
+from agents.hands import power, session
 def refuse(verb): raise SystemExit(f"{verb}: not on this machine")
 power.go = refuse
 place, server = sys.argv[1:]
-agent.FLEET, session.SESSIONS = place, place + "/sessions"
+agent.FLEET, session.SESSIONS, session.SYSTEMD = place, place + "/sessions", place
 agent.Agent(protocol.parse_plan(Path(place, "plan").read_text()), server).run()
 """

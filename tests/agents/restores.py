@@ -3,11 +3,12 @@
 import hashlib
 import uuid
 from datetime import timedelta
+from typing import Any
 
 from django.utils import timezone
 
 from agents import evidence, services
-from agents.models import BootSession, Command, CommandStatus, HomeRestore, SessionStatus, Verb
+from agents.models import BootSession, Command, CommandStatus, HomeRestore, Order, PowerPort, SessionStatus, Verb, Wake
 from fleet.models import Client
 from tests.world import World
 
@@ -45,3 +46,12 @@ def make_restore(world: World, client: Client) -> HomeRestore:
     result = {"after": "ab" * 32, "before": "cd" * 32, "files": 7, "bytes": 4096, "phases_ms": {"total": 480}}
     evidence.end(command, CommandStatus.SUCCEEDED, "the home is as its template", result)
     return HomeRestore.objects.get(command=command)
+
+
+def make_wake(client: Client, **fields: Any) -> Wake:
+    """A client with a power port, that was to be switched on and did not wake."""
+    PowerPort.objects.get_or_create(client=client, defaults={"address": "https://10.20.9.5", "credential": "bmc"})
+    order = Order.objects.create(site=client.site, verb=Verb.WAKE, reason="next player")
+    times = {"expires_at": timezone.now(), "sent_at": timezone.now()}
+    command = Command.objects.create(order=order, client=client, verb=Verb.WAKE, status=CommandStatus.FAILED, **times)
+    return Wake.objects.create(command=command, **{"way": "relays", "asleep": True, "product": "Gamer", **fields})

@@ -77,7 +77,7 @@ def test_a_clients_page_offers_orders_and_tells_its_story(world: World) -> None:
     client = make_client(world.clubroom, client_class=world.gamer)
     restore = make_restore(world, client)
     page = as_(world.vera).get(f"{CLIENTS}{client.pk}/change/").content.decode()
-    assert page.count('name="action" value=') == 3
+    assert page.count('name="action" value=') == 4
     assert f"/admin/agents/homerestore/{restore.pk}/change/" in page
     assert f"/admin/agents/command/{restore.command_id}/change/" in page
     assert "the home is as its template" in page

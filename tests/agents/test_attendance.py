@@ -47,6 +47,20 @@ def test_an_opened_session_keeps_the_facts_and_shows_the_client_booting_until_it
         assert shown(client) == state
 
 
+def test_a_client_is_in_the_network_that_its_daemon_says_and_stays_there_when_one_says_none(client: Client) -> None:
+    for said, kept in (
+        ("10.20.0.0/24", "10.20.0.0/24"),
+        (None, "10.20.0.0/24"),
+        ("", "10.20.0.0/24"),
+        ("10.0.0.0/8", "10.0.0.0/8"),
+    ):
+        session = boot(client)
+        facts = clean_facts(FACTS if said is None else {**FACTS, "network": said})
+        attendance.open_session(session, str(session.boot_id), facts)
+        client.refresh_from_db()
+        assert client.network == kept
+
+
 def test_a_session_opened_twice_stays_as_it_is(client: Client) -> None:
     session = boot(client)
     attendance.says_state(session.pk, "cycling")
@@ -178,6 +192,10 @@ ADAPTER = {
         ({**FACTS, "kernel": "6.1\n"}, "kernel"),
         ({**FACTS, "product": "\ud800"}, "product"),
         ({**FACTS, "serial": "x" * 201}, "serial"),
+        ({**FACTS, "network": 10}, "network"),
+        ({**FACTS, "network": "10.20.0.5/24"}, "network"),
+        ({**FACTS, "network": "10.20.0.0/255.255.255.0"}, "network"),
+        ({**FACTS, "network": "fd00::/64"}, "network"),
         ({**FACTS, "boot_ms": []}, "boot_ms"),
         ({**FACTS, "boot_ms": {"kernel": float("nan")}}, "boot_ms"),
         ({**FACTS, "boot_ms": {"kernel": float("inf")}}, "boot_ms"),

@@ -32,6 +32,7 @@ from agents.attendance import Said
 from agents.daemon import protocol
 from agents.models import BootSession, Command, CommandStatus, HomeRestore, SessionStatus, Verb
 from fleet import audit
+from fleet.alive import GATEWAY_UP
 from fleet.exceptions import WrongState
 from fleet.models import Client, ClientState
 from tests.agents.boots import boot, make_release, plan_of
@@ -201,7 +202,7 @@ def listened(keys: Path, settings: Settings) -> Iterator[None]:
     with redis_server() as queue, redis.Redis.from_url(queue.url) as hints:
         settings.REDIS_URL = queue.url
         forget()
-        hints.set(schedule.GATEWAY_UP, str(time.time() - 100_000))
+        hints.set(GATEWAY_UP, str(time.time() - 100_000))
         yield
         sending.connection().close()
 

@@ -215,7 +215,7 @@ def test_reports_are_a_list_of_one_to_fifty(visitor: Visitor, reports: object) -
 @pytest.mark.parametrize(
     ("change", "status"),
     [
-        ({"protocol": 2}, 400),
+        ({"protocol": 99}, 400),
         ({"protocol": "1"}, 400),
         ({"nonce": ""}, 400),
         ({"nonce": "x" * 65}, 400),

@@ -98,7 +98,7 @@ def test_an_unknown_mac_becomes_a_pending_client_of_the_site_named(world: World,
 
 
 def test_while_enrolment_is_open_an_unknown_mac_is_in_service(world: World, release: Release) -> None:
-    Site.objects.update(enrolment_open=True)
+    Site.objects.update(enrolment_until=timezone.now() + timedelta(hours=1))
     token_of("52:54:00:ab:cd:ef", site="clubroom")
     assert Client.objects.get().admission == Admission.IN_SERVICE
 

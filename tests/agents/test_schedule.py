@@ -14,6 +14,7 @@ from pytest_django.fixtures import Settings
 from agents import schedule, services
 from agents.daemon.link import CAP_S
 from agents.models import BootSession, Command, CommandStatus, HomeRestore, SessionStatus, Verb
+from fleet.alive import GATEWAY_UP
 from fleet.models import Client, ClientState
 from tests.agents.boots import boot, make_release, plan_of, token_of
 from tests.agents.conftest import forget
@@ -56,7 +57,7 @@ def state(client: Client) -> tuple[str, str]:
 
 
 def listens_since(hints: redis.Redis, seconds: float) -> None:
-    hints.set(schedule.GATEWAY_UP, str(time.time() - seconds))
+    hints.set(GATEWAY_UP, str(time.time() - seconds))
 
 
 def test_who_is_silent_for_too_long_is_lost_and_stays_so(client: Client, hints: redis.Redis) -> None:

@@ -35,7 +35,7 @@ def built(cache: Path) -> Path:
     )
     recipe = Recipe(name="bench", suite=SUITE, packages=("zstd",), files=(*files, AFTER))
     digest = hashlib.sha256(recipe.digest.encode())
-    for directory in ("images/builder", "images/initrd", "agents/daemon"):
+    for directory in ("images/builder", "images/initrd", "agents/daemon", "agents/hands", "agents/units"):
         for path in sorted((_SOURCES / directory).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 digest.update(path.read_bytes())

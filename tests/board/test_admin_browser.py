@@ -6,11 +6,15 @@ import pytest
 from django.urls import reverse
 from django.utils import timezone
 
+from agents import campaigning, campaigns
 from agents.models import Command, CommandStatus, Order, Verb
+from agents.selecting import Selection
 from fleet.models import AuditEntry, HardwareRule
 from images.models import BuildStep, Release
+from tests.agents.restores import make_wake
 from tests.board.conftest import DESKTOP, PHONE, Room
 from tests.images.versions import make_version
+from tests.services import celery_sends_to
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -25,11 +29,33 @@ def addresses(room: Room) -> list[str]:
     release = Release.objects.filter(current=True, client_class=room.world.gamer).select_related("version").get()
     other = make_version(release.version.image)
     BuildStep.objects.create(version=other, number=1, name="bootstrap", title="Install", finished_at=timezone.now())
-    lists = ["fleet_client", "agents_order", "agents_homerestore", "fleet_auditentry", "fleet_apitoken"]
+    world = room.world
+    with celery_sends_to("redis://127.0.0.1:1/0"):
+        everybody = campaigns.plan(world.clubroom, world.vera, verb="restart", reason="x", selection=Selection())
+        campaigns.start(everybody, world.vera)
+        campaigning.step()
+    wake = make_wake(room.clients["A1"], product="OptiPlex 7010", adapter="1013:00b8")
+    lists = [
+        "fleet_client",
+        "agents_campaign",
+        "agents_target",
+        "agents_order",
+        "agents_wake",
+        "agents_powerport",
+        "agents_homerestore",
+        "fleet_auditentry",
+        "fleet_apitoken",
+    ]
     rows = [
         *(("fleet_client", cycled.client_id), ("agents_order", cycled.order_id), ("agents_command", cycled.pk)),
         *(("agents_homerestore", cycled.restore.pk), ("fleet_auditentry", entry.pk), ("fleet_hardwarerule", rule.pk)),
-        *(("fleet_site", room.world.clubroom.pk), ("images_release", release.pk)),
+        ("agents_campaign", everybody.pk),
+        *(
+            ("agents_wake", wake.pk),
+            ("agents_powerport", wake.command.client_id),
+            ("fleet_site", room.world.clubroom.pk),
+            ("images_release", release.pk),
+        ),
         *(("images_image", release.version.image_id), ("images_imageversion", release.version_id)),
     ]
     return [
@@ -37,7 +63,7 @@ def addresses(room: Room) -> list[str]:
         *(reverse(f"admin:{name}_changelist") for name in lists),
         *(reverse(f"admin:{name}_change", args=[pk]) for name, pk in rows),
         reverse("admin:fleet_client_delete", args=[cycled.client_id]),
-        reverse("admin:fleet_membership_add"),
+        *(reverse(f"admin:{name}_add") for name in ("fleet_membership", "agents_cap", "agents_freeze")),
         reverse("admin:fleet_apitoken_add"),
         reverse("admin:images_storage"),
         reverse("admin:images_imageversion_compare", args=[other.pk, release.version_id]),

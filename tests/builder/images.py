@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from images.builder.director import Context, build
+from images.builder.initrd import with_hands
 from images.builder.manifest import Manifest
 from images.builder.recipe import Recipe, RecipeFile
 from images.builder.store import Store
@@ -18,6 +19,7 @@ from images.builder.store import Store
 PROJECT = Path(__file__).resolve().parents[2]
 CACHE = PROJECT / "var/cache/test-image"
 DAEMON = PROJECT / "agents/daemon"
+HANDS = PROJECT / "agents/hands"
 KEPT = 4  # images of earlier states of the builder; each is about 200 MB
 
 SMALL = Recipe(
@@ -53,7 +55,7 @@ def built_image(recipe: Recipe = SMALL) -> tuple[Manifest, Store]:
 def _key(recipe: Recipe) -> str:
     """Changes with the recipe and with everything that a build puts in or is made by."""
     digest = hashlib.sha256(recipe.digest.encode())
-    for top in (PROJECT / "images/builder", PROJECT / "images/initrd", DAEMON):
+    for top in (PROJECT / "images/builder", PROJECT / "images/initrd", *with_hands(DAEMON)):
         for path in sorted(top.rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 digest.update(f"{path.relative_to(PROJECT)}\0".encode() + path.read_bytes())

@@ -23,7 +23,7 @@ from images.builder.recipe import Hook, Recipe
 from images.builder.run import Runner
 from images.builder.scratch import scratch
 from images.builder.store import Store
-from tests.builder.images import CACHE, DAEMON, PROJECT, SMALL, Recorded, Silent, built_image
+from tests.builder.images import CACHE, DAEMON, HANDS, PROJECT, SMALL, Recorded, Silent, built_image
 from tests.builder.person import person
 
 pytestmark = [pytest.mark.build, pytest.mark.slow, pytest.mark.root]
@@ -78,7 +78,7 @@ def test_the_home_is_a_template_with_the_skeleton_and_the_recipe_s_files(
     assert (home / ".bashrc").is_file()
     assert {path.lstat().st_uid for path in (home, *home.rglob("*"))} == {1000}
     digest = subprocess.run(
-        [sys.executable, DAEMON / "home.py", "digest", home], check=True, capture_output=True, text=True
+        [sys.executable, HANDS / "home.py", "digest", home], check=True, capture_output=True, text=True
     )
     assert digest.stdout.strip() == version[0].home_digest
 

@@ -20,6 +20,7 @@ from images.builder.change import Change
 from images.builder.chroot import debian, furnish, inside
 from images.builder.director import Context, derive, provenance
 from images.builder.errors import RecipeError
+from images.builder.initrd import with_hands
 from images.builder.manifest import Manifest
 from images.builder.recipe import Hook, RecipeFile
 from images.builder.run import Runner
@@ -269,7 +270,9 @@ def test_a_recipe_that_would_give_the_same_is_known_without_a_build(place: Conte
     assert provenance(SMALL, place) == now
     assert provenance(replace(SMALL, packages=()), place) != now
     assert provenance(replace(SMALL, mirror="http://127.0.0.1:9"), place) == ""
-    shutil.copytree(DAEMON, tmp_path / "daemon")
+    for part in with_hands(DAEMON):
+        shutil.copytree(part, tmp_path / part.name)
+    assert provenance(SMALL, Context(place.work, place.store, tmp_path / "daemon")) == now
     (tmp_path / "daemon/agent.py").write_text("print('another')\n")
     assert provenance(SMALL, Context(place.work, place.store, tmp_path / "daemon")) != now
 

@@ -18,7 +18,7 @@ from images.builder.errors import RecipeError
 from images.builder.run import Runner
 from images.builder.store import Artefact, Store
 from images.builder.template import Limits, Refused, make, unpack
-from tests.builder.images import DAEMON, PROJECT, SMALL, Recorded
+from tests.builder.images import DAEMON, HANDS, PROJECT, SMALL, Recorded
 
 
 def entry(name: str, content: bytes = b"", **fields: object) -> tuple[tarfile.TarInfo, bytes]:
@@ -200,7 +200,7 @@ def test_a_template_belongs_to_the_user_and_its_difference_is_told(
         ["unsquashfs", "-q", "-n", "-d", tmp_path / "look", before[1].require(template.squashfs)], check=True
     )
     done = subprocess.run(
-        [sys.executable, DAEMON / "home.py", "digest", tmp_path / "look"], capture_output=True, text=True, check=True
+        [sys.executable, HANDS / "home.py", "digest", tmp_path / "look"], capture_output=True, text=True, check=True
     )
     assert (tmp_path / "look/new").stat().st_uid == 1234
     assert (tmp_path / "look").stat().st_gid == 1235

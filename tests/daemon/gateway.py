@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import socket
 import threading
 import time
 import uuid
@@ -25,6 +26,16 @@ class Key:
         self.name = name
         self.secret = Ed25519PrivateKey.generate()
         self.public = self.secret.public_key().public_bytes_raw()
+
+
+def gone(connection: socket.socket) -> bool:
+    """Whether the other end has closed."""
+    try:
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 class Gateway:
@@ -105,7 +116,7 @@ class Gateway:
     # What it answers
 
     def answer(
-        self, method: str, path: str, query: dict[str, list[str]], body: bytes
+        self, method: str, path: str, query: dict[str, list[str]], body: bytes, connection: socket.socket
     ) -> tuple[int, bytes, dict[str, str]]:
         if path == "/agent/v1/session":
             asked = json.loads(body)
@@ -132,8 +143,8 @@ class Gateway:
                 mine = len(self.polls)
                 self.changed.notify_all()
                 self.changed.wait_for(lambda: self.waiting or len(self.polls) > mine, self.hold_s)
-                # A poll that the daemon gave up is noticed only when a younger one comes: it must take nothing.
-                commands = self.waiting if len(self.polls) == mine else []
+                # A poll that the daemon gave up must take nothing.
+                commands = self.waiting if len(self.polls) == mine and not gone(connection) else []
                 if commands:
                     self.waiting = []
             if not commands:
@@ -187,7 +198,9 @@ class Gateway:
                 if parts.path.startswith("/agent/") and wrong:
                     status, content, headers = 401, b"", dict[str, str]()
                 else:
-                    status, content, headers = gateway.answer(self.command, parts.path, parse_qs(parts.query), body)
+                    status, content, headers = gateway.answer(
+                        self.command, parts.path, parse_qs(parts.query), body, self.connection
+                    )
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)

@@ -16,24 +16,26 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-SOURCE = Path(__file__).resolve().parents[2] / "agents/daemon"
+SOURCE = Path(__file__).resolve().parents[2] / "agents"
 UID = 61234  # of no real user
-# The first process: it makes the place and reaps orphans. All that a user may write to is fresh and empty.
+# It makes the place. All that a user may write to is fresh and empty.
 INIT = """
 set -e
 mount -t tmpfs -o mode=0755 run /run
-mkdir -p /run/fleet /run/bin /run/systemd/sessions
-cp -r "$1" /run/fleet/agent
+mkdir -p /run/fleet/agent /run/fleet/bin /run/bin /run/systemd/sessions /run/systemd/system
+cp -r "$1/daemon" "$1/hands" /run/fleet/agent
+ln -s ../agent/hands/ask.py /run/fleet/bin/fleet-hold
 for place in /tmp /var/tmp /dev/shm /home /var/mail /var/spool /var/lib; do mount -t tmpfs -o mode=1777 own $place; done
 mkdir -p /home/player /var/lib/systemd/linger
 mount -t cgroup2 own /sys/fs/cgroup
 mkdir -p /sys/fs/cgroup/system.slice/system-getty.slice /sys/fs/cgroup/user.slice/user-$2.slice
+"""
+REAPER = """
 echo ready >/run/ready
 exec /usr/bin/python3 -c 'import signal
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 while True: signal.pause()'
 """
-KINDS = ("--mount", "--pid", "--ipc", "--cgroup")
 
 
 def cgroup_root() -> Path:
@@ -46,7 +48,10 @@ def cgroup_root() -> Path:
 
 
 class Namespace:
-    """`with Namespace() as place:` — `place.python(code)` runs there, with the daemon importable as `agent`."""
+    """`with Namespace() as place:` — `place.python(code)` runs there, with the daemon importable as `agent.daemon`."""
+
+    kinds: tuple[str, ...] = ("--mount", "--pid", "--ipc", "--cgroup")
+    first = REAPER  # what becomes its first process
 
     def __init__(self) -> None:
         assert os.geteuid() == 0, "The daemon's tests make namespaces: run them as root, or leave out -m root."
@@ -55,10 +60,8 @@ class Namespace:
 
     def __enter__(self) -> Self:
         self.cgroup.mkdir()
-        enter = (
-            f"echo $$ >{self.cgroup}/cgroup.procs; exec unshare {' '.join(KINDS)} --fork --kill-child=KILL --mount-proc"
-        )
-        script = ["sh", "-c", f'{enter} sh -c "$0" init "$@"', INIT, str(SOURCE), str(UID)]
+        enter = f"echo $$ >{self.cgroup}/cgroup.procs; exec unshare {' '.join(self.kinds)} --fork --kill-child=KILL --mount-proc"
+        script = ["sh", "-c", f'{enter} sh -c "$0" init "$@"', INIT + self.first, str(SOURCE), str(UID)]
         self.holder = subprocess.Popen(script, text=True)
         end = time.monotonic() + 10
         while not self.path("/run/ready").exists():
@@ -96,7 +99,7 @@ class Namespace:
 
     def start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
         """A program in there, root, in /run/fleet, with the programs of /run/bin before all others."""
-        enter = f'echo $$ >{self.cgroup}/cgroup.procs; exec nsenter --target {self.init} {" ".join(KINDS)} --wdns=/run/fleet "$@"'
+        enter = f'echo $$ >{self.cgroup}/cgroup.procs; exec nsenter --target {self.init} {" ".join(self.kinds)} --wdns=/run/fleet "$@"'
         environment = {"PATH": "/run/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
         process = subprocess.Popen(["sh", "-c", enter, "sh", *command], env=environment, text=True, **options)
         self.running.append(process)

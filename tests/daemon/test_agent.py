@@ -5,8 +5,6 @@ import itertools
 import json
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,60 +12,9 @@ import pytest
 from agents.daemon import protocol
 from agents.daemon.link import ANSWER_BYTES, CAP_S, Away, Link
 from tests.daemon.gateway import Gateway, Key
-from tests.daemon.namespace import UID, Namespace
+from tests.daemon.running import AGENT, Daemon, wait_until
 
 pytestmark = pytest.mark.root
-AGENT = ("/usr/bin/python3", "-E", "-s", "-S", "-m", "agent")
-SYSTEMCTL = "#!/bin/sh\necho $@ >>/run/asked\nexec sleep 60\n"
-
-
-class Daemon(Namespace):
-    """The daemon as its unit runs it, in a place where it can break nothing."""
-
-    def begin(self, gateway: Gateway, argv: Sequence[str] = AGENT, **more: str) -> None:
-        """`more` are other lines of the boot plan."""
-        keys = {
-            f"{name}_keys": protocol.format_keys({key.name: key.public})
-            for name, key in (("command", gateway.command_key), ("session", gateway.session_key))
-        }
-        plan = {"bearer": gateway.bearer, "client": gateway.client, "session": gateway.session, "user": "player"}
-        plan |= {"uid": str(UID), "home": "f" * 64, "home_percent": "50", **keys, **more}
-        self.write("/run/fleet/plan", protocol.format_plan(plan))
-        self.write("/run/cmdline", f"quiet fleet.server={gateway.url}\n")
-        self.write("/run/bin/systemctl", SYSTEMCTL, 0o755)
-        self.start("mount", "--bind", "/run/cmdline", "/proc/cmdline").wait(10)
-        with self.path("/run/log").open("a") as log:
-            self.process = self.start(*argv, stderr=log)
-
-    @property
-    def asked(self) -> str:
-        """What it asked systemd for."""
-        file = self.path("/run/asked")
-        return file.read_text() if file.exists() else ""
-
-    @property
-    def log(self) -> str:
-        return self.path("/run/log").read_text()
-
-    def memory_kib(self) -> int:
-        child = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0]
-        status = Path(f"/proc/{child}/status").read_text()
-        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
-
-
-@pytest.fixture
-def gateway() -> Iterator[Gateway]:
-    gateway = Gateway()
-    yield gateway
-    gateway.close()
-
-
-@pytest.fixture
-def daemon(gateway: Gateway) -> Iterator[Daemon]:
-    with Daemon() as daemon:
-        daemon.begin(gateway)
-        gateway.wait(lambda: gateway.polls)
-        yield daemon
 
 
 def wrong(gateway: Gateway, fault: str) -> tuple[protocol.Command, dict[str, str]]:
@@ -168,7 +115,7 @@ def test_a_command_that_failed_and_comes_again_is_answered_from_memory(gateway: 
 
 
 WRITER = """
-from agent import agent
+from agent.daemon import agent
 WROTE = [{"path": "/srv", "files": 1, "bytes": 4096, "examples": ["/srv/x"]}]
 agent.LOOK_FIRST_S, agent.LOOK_EVERY_S, agent.written = 0, 0.1, lambda: WROTE
 agent.main()
@@ -202,13 +149,6 @@ def test_what_was_written_is_told_once_and_a_server_that_does_not_want_to_know_i
         gateway.wait(lambda: gateway.told(command.command, protocol.ACCEPTED))
     if wanted:
         assert told[0]["writes"][0]["examples"] == ["/srv/x"]
-
-
-def wait_until(happened: Any, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, f"Not within {seconds} s."
-        time.sleep(0.02)
 
 
 ENDLESS = b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (ANSWER_BYTES * 4)

@@ -4,18 +4,18 @@ import hashlib
 import io
 import os
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agents.daemon import home, protocol
-from agents.daemon.pack import BLOCK, Packer
+from agents.daemon import protocol
+from agents.hands import home
+from agents.hands.pack import BLOCK, Packer
 from images.builder import template
 from tests.daemon.gateway import Gateway
 from tests.daemon.namespace import UID
-from tests.daemon.test_agent import AGENT, Daemon
+from tests.daemon.running import AGENT, Daemon
 
 MIB = 1 << 20
 # One of everything that may lie in a home: what a template can have, and what is left out.
@@ -39,21 +39,6 @@ with open("mounted/film", "w") as file: file.write("not of the home")
 with open("of-root", "w") as file: file.write("not the user's")
 os.chmod("of-root", 0o600)
 """
-
-
-@pytest.fixture
-def gateway() -> Iterator[Gateway]:
-    gateway = Gateway()
-    yield gateway
-    gateway.close()
-
-
-@pytest.fixture
-def daemon(gateway: Gateway) -> Iterator[Daemon]:
-    with Daemon() as daemon:
-        daemon.begin(gateway)
-        gateway.wait(lambda: gateway.polls)
-        yield daemon
 
 
 def capture(gateway: Gateway, most: int = 100 * MIB) -> protocol.Command:
@@ -112,7 +97,7 @@ def test_no_cycle_begins_meanwhile_and_a_packer_that_is_killed_fails_it(gateway:
         cycle.append(gateway.command(protocol.CYCLE, {"home": "a" * 64, "home_bytes": 1, "home_digest": "b" * 64}))
         gateway.send(gateway.wrap(cycle[0]))
         gateway.wait(lambda: gateway.told(cycle[0].command, protocol.REFUSED))
-        daemon.python(f"from agent.session import kill_by_uid\nkill_by_uid({UID})")
+        daemon.python(f"from agent.hands.session import kill_by_uid\nkill_by_uid({UID})")
 
     gateway.arrives = arrives
     report = end_of(gateway, capture(gateway))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.daemon import hardware
+from agents.hands import hardware
 
 PLAN = {"digest": "d" * 64, "class": "gamer"}
 

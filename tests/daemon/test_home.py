@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.daemon import home
+from agents.hands import home
 
 EMPTY = hashlib.sha256(b"").hexdigest()
 

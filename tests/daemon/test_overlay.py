@@ -8,18 +8,20 @@ from typing import Any
 
 import pytest
 
-from agents.daemon import home, overlay
+from agents.hands import home, overlay
 from tests.daemon.namespace import UID, Namespace
 
 pytestmark = pytest.mark.root
 # A home on the template that the initrd left, restored once.
 HOME = """
-from agent.overlay import Home
-from agent import home as tool
+from agent.hands.overlay import Home
+from agent.hands import home as tool
 def unwanted(*asked): raise AssertionError(asked)
 home = Home("/home/player", FIRST, "50", KIND)
 home.prepare(FIRST, SIZE, unwanted)
 home.restore()
+restored = home.measure()
+home.swap()
 def put(path, data):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w") as file:
@@ -68,7 +70,7 @@ def place(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
 
 
 def test_a_fresh_home_has_the_digest_of_its_template(place: Place) -> None:
-    assert place.run("result = [home.measure(), tool.tree_digest('/home/player')]") == [place.digest] * 2
+    assert place.run("result = [restored, tool.tree_digest('/home/player')]") == [place.digest] * 2
 
 
 def test_all_that_the_user_did_is_gone(place: Place) -> None:
@@ -79,14 +81,16 @@ os.unlink("/home/player/current")
 os.chmod("/home/player", 0o777)
 os.setxattr("/home/player", "trusted.fleet", b"mine")
 os.mknod("/home/player/pipe2")
-soiled = home.measure()
-home.discard()
+soiled = tool.tree_digest("/home/player")
 home.restore()
-result = [soiled, home.measure(), tool.tree_digest("/home/player")]
+between = [home.measure(), tool.tree_digest("/home/player")]
+home.swap()
+result = [soiled, between, tool.tree_digest("/home/player")]
 """
-    soiled, after, read = place.run(code)
+    soiled, between, after = place.run(code)
     assert soiled != place.digest
-    assert after == read == place.digest
+    assert between == [place.digest, soiled], "the old home is there until the new one takes its place"
+    assert after == place.digest
 
 
 def test_what_was_thrown_away_can_be_accounted_for_when_the_new_home_is_there(place: Place) -> None:
@@ -95,8 +99,8 @@ put("/home/player/saves/one", "x" * 1000)
 put("/home/player/two", "x" * 24)
 os.unlink("/home/player/current")
 wanted = tool.tree_digest("/home/player")
-kept = [f"/proc/self/fd/{fd}" for fd in home.discard()]
 home.restore()
+kept = [f"/proc/self/fd/{fd}" for fd in home.swap()]
 # A copy is thrown away with what came from the template: .profile, settings and the pipe.
 of_template = [0, 0] if KIND == "overlay" else [3, 32]
 result = [tool.account(*kept), {"before": wanted, "files": 2 + of_template[0], "bytes": 1024 + of_template[1]}]
@@ -111,8 +115,8 @@ def test_the_memory_of_the_old_home_is_free_once_it_is_let_go(place: Place) -> N
 def shared(): return int(next(line.split()[1] for line in open("/proc/meminfo") if line.startswith("Shmem:")))
 put("/home/player/big", "x" * (64 << 20))
 full = shared()
-kept = home.discard()
 home.restore()
+kept = home.swap()
 held = shared()
 for fd in kept: os.close(fd)
 for _ in range(100):  # the kernel frees a detached file system in its own time
@@ -130,9 +134,9 @@ touched = []
 sys.addaudithook(lambda event, arguments: touched.append(event))
 def counted():
     before = len(touched)
-    kept = home.discard()
     home.restore()
     home.measure()
+    home.swap()
     return len(touched) - before
 counted()
 empty = counted()
@@ -149,8 +153,8 @@ def test_a_file_that_somebody_holds_open_does_not_hold_the_restore(place: Place)
 put("/home/player/one", "mine")
 os.chdir("/home/player")
 held = open("one")
-home.discard()
 home.restore()
+home.swap()
 result = [os.listdir("/home/player"), held.read()]
 """
     names, content = place.run(code)
@@ -162,18 +166,20 @@ def test_a_mount_that_the_user_left_in_the_home_goes_with_it(place: Place) -> No
     code = """
 os.mkdir("/home/player/mounted")
 subprocess.run(["mount", "-t", "tmpfs", "user", "/home/player/mounted"], check=True)
-home.discard()
 home.restore()
-result = [home.measure(), "/home/player/mounted" in open("/proc/self/mounts").read()]
+home.swap()
+result = [tool.tree_digest("/home/player"), "/home/player/mounted" in open("/proc/self/mounts").read()]
 """
     assert place.run(code) == [place.digest, False]
 
 
 def test_a_digest_is_measured_anew_where_the_upper_layer_is_not_empty(place: Place) -> None:
     code = """
-before = os.stat("/home/player/.config/game/settings")
-put("/home/player/.config/game/settings", "volume=99\\n")
-os.utime("/home/player/.config/game/settings", ns=(before.st_atime_ns, before.st_mtime_ns))
+home.restore()
+settings = "/run/fleet/home/next/.config/game/settings"
+before = os.stat(settings)
+put(settings, "volume=99\\n")
+os.utime(settings, ns=(before.st_atime_ns, before.st_mtime_ns))
 result = home.measure()
 """
     assert place.run(code) != place.digest
@@ -201,16 +207,16 @@ def test_another_template_serves_from_the_next_restore_and_the_old_one_goes(plac
     code = f"""
 import shutil
 home.prepare({second!r}, os.stat("/run/second").st_size, lambda digest, size, target: shutil.copy("/run/second", target))
-kept = home.discard()
 home.restore()
+kept = home.swap()
 home.forget_others()
 old = tool.tree_digest(f"/proc/self/fd/{{kept[0]}}")  # still readable: it is being accounted for
 for fd in kept: os.close(fd)
 files = sorted(os.listdir("/run/fleet"))
 home.prepare({second!r}, 0, unwanted)
-home.discard()
 home.restore()
-result = [old, home.measure(), files]
+home.swap()
+result = [old, tool.tree_digest("/home/player"), files]
 """
     old, new, files = place.run(code)
     assert old == place.digest
@@ -233,11 +239,30 @@ result = [prepared("0", "copy"), prepared("50", "copy"), prepared("0", "overlay"
     assert others == [None, None, True]
 
 
-def test_a_home_can_be_restored_where_an_interrupted_restore_left_none(place: Place) -> None:
+def test_a_home_can_be_restored_where_an_interrupted_restore_left_none_or_half_of_one(place: Place) -> None:
     code = """
-for fd in home.discard(): os.close(fd)
-again = home.discard()
+from agent.hands.overlay import bind, detach, mounts
 home.restore()
-result = [again, home.measure()]
+home.restore()
+detach("/home/player")
+again = home.swap()
+home.restore()
+last = home.swap()
+left = sorted(point for point, _ in mounts() if point.startswith(("/run/fleet/home", "/home/player")))
+result = [again, len(last), tool.tree_digest("/home/player"), left]
 """
-    assert place.run(code) == [[], place.digest]
+    points = ["/home/player", "/run/fleet/home/template", "/run/fleet/home/upper"]
+    assert place.run(code) == [[], 2, place.digest, points]
+
+
+def test_no_mount_is_left_behind_by_any_number_of_restores(place: Place) -> None:
+    code = """
+def count(): return len(open("/proc/self/mountinfo").readlines())
+before = count()
+for _ in range(5):
+    home.restore()
+    for fd in home.swap(): os.close(fd)
+result = [before, count()]
+"""
+    before, after = place.run(code)
+    assert before == after

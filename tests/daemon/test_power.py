@@ -17,7 +17,7 @@ SYSTEMCTL = '#!/bin/sh\necho "$@" >>/run/asked\necho {answer}\nexit {code}\n'
 def test_the_kernel_is_told_the_right_thing_when_systemd_fails(verb: str, sign: int) -> None:
     with Namespace() as place:
         place.write("/run/bin/systemctl", SYSTEMCTL.format(answer="", code=1), 0o755)
-        gone = f"import os; from agent import power; assert os.getpid() != 1; power.go({verb!r})"
+        gone = f"import os; from agent.hands import power; assert os.getpid() != 1; power.go({verb!r})"
         started = place.start("/usr/bin/python3", "-c", gone, stderr=subprocess.PIPE)
         assert place.holder.wait(10) in (128 + sign, -sign)
         started.wait(10)
@@ -27,5 +27,5 @@ def test_the_kernel_is_told_the_right_thing_when_systemd_fails(verb: str, sign: 
 def test_only_a_system_that_stops_is_going_down(answer: str, down: bool) -> None:
     with Namespace() as place:
         place.write("/run/bin/systemctl", SYSTEMCTL.format(answer=answer, code=int(not down)), 0o755)
-        assert place.python("from agent import power; result = power.going_down()") is down
+        assert place.python("from agent.hands import power; result = power.going_down()") is down
         assert place.path("/run/asked").read_text() == "is-system-running\n"

@@ -15,9 +15,11 @@ pytestmark = pytest.mark.root
 # `user(code)` runs Python as the user; it returns when the code has called ready().
 SESSION = f"""
 import ctypes
-from agent.session import CGROUP, HELD, HOLD, SESSIONS, Session, Stuck, kill_by_uid
+from agent.hands.leftovers import Leftovers
+from agent.hands.session import CGROUP, HELD, HOLD, SESSIONS, Session, Stuck, kill_by_uid
 UID = {UID}
 session = Session("player", UID)
+leftovers = Leftovers("player", UID)
 ROOT = CGROUP + "/system.slice"
 def user(code, cgroup=session.slice, uid=(UID, UID, UID), limit=None):
     got, put = os.pipe()
@@ -193,14 +195,14 @@ for path in mine + ["/tmp/tree", "/tmp/tree/deep"]: os.chown(path, UID, UID)
 os.symlink("/etc/passwd", "/tmp/link"); os.lchown("/tmp/link", UID, UID)
 open("/var/lib/systemd/linger/player", "w").close()
 open("/var/lib/systemd/linger/other", "w").close()
-session.sweep()
+leftovers.sweep()
 seen = [path for path in mine + ["/tmp/link", "/tmp/tree", "/var/lib/systemd/linger/player"] if os.path.lexists(path)]
 kept = [path for path in others + ["/var/lib/systemd/linger/other", "/etc/passwd"] if not os.path.exists(path)]
-modes = [oct(os.stat(path).st_mode & 0o777) for path in session.trash]
-session.empty_trash()
+modes = [oct(os.stat(path).st_mode & 0o777) for path in leftovers.trash]
+leftovers.empty_trash()
 owned = subprocess.run(["find", "/tmp", "/var/tmp", "/dev/shm", "/var/spool", "/run", "-uid", str(UID)],
                        capture_output=True, text=True).stdout
-result = [seen, kept, modes, owned, session.trash]
+result = [seen, kept, modes, owned, leftovers.trash]
 """
     assert run(place, code) == [[], [], ["0o700"], "", []]
 
@@ -211,7 +213,7 @@ runtime = f"/run/user/{UID}"
 os.makedirs(runtime); os.chown(runtime, UID, UID); os.chmod(runtime, 0o1777)
 os.setxattr(runtime, "trusted.mine", b"x")
 os.mkdir(runtime + "/theirs")
-session.sweep()
+leftovers.sweep()
 result = [oct(os.stat(runtime).st_mode & 0o7777), os.listxattr(runtime), os.listdir(runtime)]
 """
     assert run(place, code) == ["0o700", [], ["theirs"]]
@@ -241,7 +243,7 @@ if child == 0:
     os._exit(0)
 os.waitpid(child, 0)
 before = count()
-session.sweep()
+leftovers.sweep()
 result = [before, count()]
 """
     assert run(place, code) == [[2, 2, 2], [1, 1, 1]]
@@ -269,11 +271,11 @@ def test_a_session_counts_as_new_once_a_process_of_the_user_runs_in_it(place: Na
     for name in ("1", "2"):
         place.write(f"/run/systemd/sessions/{name}", LOGIN.format(uid=UID, state="active", kind="user"))
     code = f"""
-import agent.session
+import agent.hands.session
 before = {{"1": "tty1"}}
 user({SLEEP!r}, cgroup=session.slice + "/session-1.scope")
 user({SLEEP!r}, cgroup=session.slice + "/session-2.scope", uid=(0, 0, 0))  # login(1), before the shell
-agent.session.LOGIN_S = 0.3
+agent.hands.session.LOGIN_S = 0.3
 try:
     early = session.login(before)
 except Stuck as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agents.daemon import writes
+from agents.hands import writes
 
 
 @pytest.fixture

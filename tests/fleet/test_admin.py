@@ -29,7 +29,8 @@ from images.findings import Found
 from images.merge_models import FileMerge
 from images.models import ImageFile, Layer
 from images.services import release
-from tests.agents.restores import make_restore
+from tests.agents.halls import make_rows
+from tests.agents.restores import make_restore, make_wake
 from tests.images.versions import make_image, make_layer_build, make_version
 from tests.world import World, make_client, member, person
 
@@ -48,7 +49,9 @@ def everything(world: World) -> None:
     FileMerge.objects.create(version=version, path="/etc/x", base="", package="y", merged="y")
     findings.note(version, FindingSource.CHECKED, [Found(FindingKind.UNIT, "x.service")])
     release(version, world.gamer, world.otto)
-    make_restore(world, make_client(world.clubroom, client_class=world.gamer))
+    client = make_client(world.clubroom, client_class=world.gamer)
+    make_rows(world, make_restore(world, client).command)
+    make_wake(client)
 
 
 def pages() -> list[tuple[type[models.Model], str]]:
@@ -236,7 +239,7 @@ def test_the_index_is_grouped_by_what_people_do_and_leads_to_the_board(world: Wo
     page = as_(world.vera).get("/admin/")
     groups = {group["name"]: [str(each["name"]) for each in group["models"]] for group in page.context["app_list"]}
     assert list(groups) == ["Clients", "Images", "Sites", "Logs", "Accounts"]
-    assert groups["Clients"] == ["Clients", "Orders", "Commands"]
+    assert groups["Clients"] == ["Clients", "Tags", "Campaigns", "Targets", "Orders", "Commands", "Power ports"]
     assert len(groups["Accounts"]) == 1, "people's accounts are for superusers"
     text = page.content.decode()
     assert "<title>Administration | Stateless Fleet</title>" in " ".join(text.split()).replace("<title> ", "<title>")

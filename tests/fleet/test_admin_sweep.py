@@ -14,9 +14,11 @@ from django.test import Client as Browser
 from django.test.utils import CaptureQueriesContext
 from django.urls import NoReverseMatch, URLPattern, URLResolver, get_resolver, reverse
 
-from agents.models import BootSession, Command, HomeRestore, Order
+from agents import campaigning, campaigns, freezing
+from agents.models import BootSession, Campaign, Cap, Command, Freeze, HomeRestore, Order, PowerPort, Target, Wake
+from agents.selecting import Selection
 from fleet import services
-from fleet.models import ApiToken, AuditEntry, Client, ClientClass, HardwareRule, Membership, Site
+from fleet.models import ApiToken, AuditEntry, Client, ClientClass, HardwareRule, Membership, Site, Tag
 from fleet.querysets import ScopedQuerySet, site_of
 from images import findings
 from images.finding_models import FindingKind, FindingSource
@@ -24,7 +26,7 @@ from images.findings import Found
 from images.merge_models import FileMerge
 from images.models import HomeTemplate, Image, ImageFile, ImageHook, ImageVersion, Layer, LayerBuild, LayerFile, Release
 from images.services import release
-from tests.agents.restores import make_restore
+from tests.agents.restores import make_restore, make_wake
 from tests.images.versions import make_image, make_layer_build, make_version
 from tests.world import World, make_client, member, person
 
@@ -58,7 +60,17 @@ def full_world(world: World) -> World:
     FileMerge.objects.create(version=version, path="/etc/x", base="", package="y", merged="y")
     findings.note(version, FindingSource.CHECKED, [Found(FindingKind.EROFS, "/etc/locked", "copy /etc/locked")])
     release(version, world.gamer, world.otto)
-    make_restore(world, make_client(world.clubroom, client_class=world.gamer))
+    client = make_client(world.clubroom, client_class=world.gamer)
+    make_restore(world, client)
+    services.tag([client], "scoreboard", world.vera)
+    Cap.objects.create(site=world.clubroom, verb="cycle", at_once=5)
+    campaign = campaigns.plan(
+        world.clubroom, world.vera, verb="cycle", reason="next player", selection=Selection(), beyond_cap=True
+    )
+    campaigns.approve(campaigns.start(campaign, world.vera), world.otto)
+    campaigning.step()
+    freezing.freeze(world.clubroom, "next player", world.vera)
+    make_wake(client)
     services.issue_token(world.vera, "scoreboard")
     Group.objects.create(name="Club room")
     return world
@@ -128,7 +140,7 @@ def _reverse(name: str, choice: dict[str, Any]) -> str | None:
 
 
 def rows() -> dict[str, list[dict[str, Any]]]:
-    """What the admin edits, but for what anybody may change of their own: the other site, tokens, times of logins.
+    """What the admin edits, but for what anybody may change of their own: the other site, tokens, times of logins and of requests.
 
     The audit log is left out too: it notes who was refused.
     """
@@ -141,7 +153,8 @@ def rows() -> dict[str, list[dict[str, Any]]]:
             site = site_of(row)
             if (site is None or site.slug == "clubroom") and getattr(row, "name", "") != "taken":
                 values = {field.attname: getattr(row, field.attname) for field in row._meta.concrete_fields}
-                values.pop("last_login", None)
+                for noted in ("last_login", "last_used_at"):
+                    values.pop(noted, None)
                 kept.setdefault(model._meta.label, []).append(values)
     return kept
 
@@ -157,18 +170,8 @@ def forms(address: str) -> Iterator[dict[str, Any]]:
     )
     if model is not None:
         chosen = [str(row.pk) for row in model._default_manager.all()]
-        more = {"post": "yes", "confirmed": "yes", "reason": "mine", "select_across": "1"}
-        for action in (
-            "delete_selected",
-            "cycle",
-            "restart",
-            "poweroff",
-            "admit",
-            "maintain",
-            "retire",
-            "cancel",
-            "roll_back",
-        ):
+        more = {"post": "yes", "confirmed": "yes", "reason": "mine", "select_across": "1", "tag": "mine"}
+        for action in ("delete_selected", *(str(name) for name in admin.site._registry[model].actions or ())):
             yield {"action": action, ACTION_CHECKBOX_NAME: chosen, **more}
 
 
@@ -219,18 +222,32 @@ def test_strangers_see_the_login_and_nothing_else(full_world: World) -> None:
     assert rows() == before
 
 
-VOLUNTEER = {Client, Image, Layer, ApiToken}
-MANAGER = VOLUNTEER | {ClientClass, HardwareRule, Membership}
-READ_ONLY = {AuditEntry, HomeRestore, BootSession, Command, Order, ImageVersion, LayerBuild, Release, HomeTemplate}
+VOLUNTEER = {Client, Tag, Image, Layer, ApiToken, Freeze}
+EDITS = {Client, Tag, Image, Layer}
+MANAGER = VOLUNTEER | {ClientClass, HardwareRule, Membership, Cap, PowerPort}
+READ_ONLY = {
+    Campaign,
+    Target,
+    AuditEntry,
+    HomeRestore,
+    BootSession,
+    Command,
+    Order,
+    ImageVersion,
+    LayerBuild,
+    Release,
+    HomeTemplate,
+    Wake,
+}
 
 
 @pytest.mark.parametrize(
     ("role", "adds", "edits"),
     [
         ("viewer", {ApiToken}, set()),
-        ("volunteer", VOLUNTEER, {Client, Image, Layer}),
-        ("organiser", VOLUNTEER, {Client, Image, Layer}),
-        ("site-admin", MANAGER, {Client, Image, Layer, ClientClass, HardwareRule, Membership, Site}),
+        ("volunteer", VOLUNTEER, EDITS),
+        ("organiser", VOLUNTEER, EDITS),
+        ("site-admin", MANAGER, EDITS | {ClientClass, HardwareRule, Membership, Site, Cap, PowerPort}),
     ],
 )
 def test_each_role_adds_and_edits_what_its_rights_name(
@@ -302,7 +319,7 @@ def test_rubbish_as_a_row_leads_nowhere(full_world: World, key: str) -> None:
             address = reverse(f"admin:{name}_{view}", args=[key])
             assert root.get(address).status_code in (302, 403, 404), address
             assert root.post(address, {"post": "yes"}).status_code in (302, 403, 404), address
-        for action in ("delete_selected", "cycle", "admit", "cancel", "roll_back", "rubbish"):
+        for action in ("delete_selected", "cycle", "admit", "cancel", "roll_back", "stop", "lift", "tag", "rubbish"):
             chosen = {"action": action, ACTION_CHECKBOX_NAME: [key], "confirmed": "yes", "index": key}
             answer = root.post(reverse(f"admin:{name}_changelist"), chosen)
             assert answer.status_code in (200, 302, 403), (name, action)
@@ -334,4 +351,12 @@ def test_a_list_asks_the_database_as_often_for_many_rows_as_for_few(full_world: 
         HardwareRule.objects.create(site=full_world.clubroom, client_class=klass, vendor="10de", device=f"000{number}")
         member(person(f"p{number}"), full_world.clubroom, "viewer")  # type: ignore[arg-type]
         services.issue_token(full_world.vera, f"t{number}")
+        services.tag(Client.objects.filter(site=full_world.clubroom), f"tag{number}", full_world.vera)
+        freezing.lift(Freeze.objects.get(lifted_at=None), full_world.otto)
+        freezing.freeze(full_world.clubroom, "again", full_world.vera)
+        campaigns.start(
+            campaigns.plan(full_world.clubroom, full_world.vera, verb="cycle", reason="x", selection=Selection()),
+            full_world.vera,
+        )
+        campaigning.step()
     assert queries() == few

@@ -32,8 +32,7 @@ SIMPLE = [
         "REDIS_URL",
     ),
     *("POLL_HOLD", "POLL_SPREAD", "LOST_AFTER", "BOOT_TOKEN_LIFE", "BOOT_LIMIT", "CAPTURE_LIMIT", "COMMAND_LIFE"),
-    "VOLATILE_MIB",
-    "CEILING",
+    *("VOLATILE_MIB", "CEILING", "WAKE_BROADCAST", "POWER_NETWORKS"),
 ]
 
 
@@ -62,6 +61,12 @@ SIMPLE = [
         (lambda env: env.url("X", "", schemes=("http",)), "http://a b", "with a host"),
         (lambda env: env.url("X", "", schemes=("redis",)), "http://u:hunter2@x", "X='http://…@x' must be a URL"),
         (lambda env: env.url("X", "", schemes=("unix",)), "unix://", "X='unix://' must be a URL"),
+        (lambda env: env.addresses("X"), "10.20.0.255, lan", "X: 'lan' is no IPv4 address"),
+        (
+            lambda env: env.networks("X"),
+            "10.20.9.5/24",
+            "X: '10.20.9.5/24' is no network: 10.20.9.5/24 has host bits set",
+        ),
         (lambda env: env.hosts("X", ""), "a, https://b", "X: 'https://b' is no host name"),
         (lambda env: env.hosts("X", ""), "fleet.example:8000", "without scheme and port"),
         (lambda env: env.hosts("X", ""), "a b", "'a b' is no host name"),
@@ -191,7 +196,11 @@ def database(engine: str, name: str) -> Callable[[Settings], None]:
         ),
         (database("django.db.backends.postgresql", "fleet"), set(), ""),
         (both_keys, {"fleet.W003"}, "One process has several private keys"),
-        (lambda server: make_keys(server.PUBLIC_KEYS), {"fleet.W004"}, "session.key, which was not given to it"),
+        (
+            lambda server: (server.PUBLIC_KEYS / "session.key").touch(),
+            {"fleet.W004"},
+            "session.key, which was not given to it",
+        ),
         # A file that nobody may write, root neither.
         (set_to(STORE=Path("/proc/sys/kernel/random/boot_id")), {"fleet.W005"}, "boot_id cannot be written"),
     ],

@@ -92,12 +92,14 @@ def unpacked(packed: Path, target: Path) -> Path:
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Path:
-    directory = tmp_path / "daemon"
-    (directory / "units/multi.d").mkdir(parents=True)
-    (directory / "__pycache__").mkdir()
+    directory = tmp_path / "agents/daemon"
+    (directory / "__pycache__").mkdir(parents=True)
+    (directory.with_name("hands")).mkdir()
+    (directory.with_name("hands") / "home.py").write_text("print('hands')\n")
+    (directory.with_name("units") / "multi.d").mkdir(parents=True)
     (directory / "__main__.py").write_text("print('here')\n")
     (directory / "__pycache__/old.pyc").write_text("")
-    (directory / "units/multi.d/a.conf").write_text("[Unit]\n")
+    (directory.with_name("units") / "multi.d/a.conf").write_text("[Unit]\n")
     return directory
 
 
@@ -113,7 +115,8 @@ def test_the_initrd_holds_scripts_daemon_modules_and_their_tables(modules: Path,
     assert built.modules[-1] == "r8169"
     assert (root / "init").stat().st_mode & 0o777 == 0o755  # switch_root panics without a regular /init
     assert (root / "fleet/mkroot").read_bytes() == (initrd.SCRIPTS / "mkroot").read_bytes()
-    assert (root / "fleet/agent/__main__.py").read_text() == "print('here')\n"
+    assert (root / "fleet/agent/daemon/__main__.py").read_text() == "print('here')\n"
+    assert (root / "fleet/agent/hands/home.py").is_file()
     assert (root / "fleet/agent/units/multi.d/a.conf").is_file()
     assert not list(root.rglob("__pycache__"))
     assert [path.name for path in (root / "lib/firmware/net").iterdir()] == ["a.fw"]

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Literal, NoReturn
@@ -58,6 +59,7 @@ def run(data: Path, *, once: bool, verbose: bool) -> int:
     network: Literal["bridge", "user"] = "bridge" if os.geteuid() == 0 else "user"
     env = box_environment(data)
     env["FLEET_GATEWAY_URL"] = f"http://{SERVER if network == 'bridge' else USER_SERVER}:{env['GATEWAY_PORT']}"
+    env["FLEET_WAKE_BROADCAST"] = ""  # the gateway stands outside the virtual LAN: there, PCs wake each other
     os.environ.update(env)
     say = Progress(begun)
     say("Preparing the database and the keys")
@@ -116,6 +118,7 @@ class Progress:
 def people_and_site(data: Path) -> str:
     """The club room with its two classes and rules, and somebody to log in as; made once. Returns the password."""
     from django.contrib.auth.models import User
+    from django.utils import timezone
 
     from fleet.models import ClientClass, HardwareRule, Membership, Site
     from fleet.roles import Role
@@ -125,7 +128,9 @@ def people_and_site(data: Path) -> str:
         kept.touch(mode=0o600)
         kept.write_text(secrets.token_urlsafe(9))
     password = kept.read_text()
-    site, _ = Site.objects.get_or_create(slug="clubroom", defaults={"name": "Club room", "enrolment_open": True})
+    open_until = timezone.now() + timedelta(days=30)
+    defaults = {"name": "Club room", "enrolment_until": open_until}
+    site, _ = Site.objects.get_or_create(slug="clubroom", defaults=defaults)
     classes = {}
     for slug, name, colour in (("gamer", "Gamer", "blue"), ("contest", "Paper contest", "orange")):
         classes[slug], _ = ClientClass.objects.get_or_create(
@@ -157,7 +162,7 @@ def people_and_site(data: Path) -> str:
 def sources() -> str:
     """A digest of what goes into every image beside its recipe: the demo builds anew when the code has changed."""
     digest = hashlib.sha256()
-    for top in ("images/builder", "images/initrd", "agents/daemon"):
+    for top in ("images/builder", "images/initrd", "agents/daemon", "agents/hands", "agents/units"):
         for path in sorted((BASE_DIR / top).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 digest.update(path.read_bytes())

@@ -11,6 +11,7 @@ from typing import Literal, Self
 from tests.lab.lan import SERVER, Lan
 from tests.lab.pc import Pc
 from tests.lab.process import Keeper, need
+from tests.lab.sleepers import Sleepers
 
 USER_SERVER = "10.0.2.2"  # what QEMU's user network calls the host's loopback
 
@@ -28,9 +29,11 @@ class Lab:
         network: Literal["bridge", "user"] = "bridge",
         script: str = "/boot/v1/start.ipxe",
         directory: Path | None = None,
+        gateway_inside: bool = False,
     ) -> None:
         """`gateway_port` is where the gateway listens on 127.0.0.1; `script` what the firmware fetches there.
 
+        With `gateway_inside` it listens at SERVER in the LAN instead, as a boot host does: start it by `lan.start`.
         Logs go to `directory`, which stays; without one to a temporary one, which doesn't.
         """
         self._network = network
@@ -38,6 +41,7 @@ class Lab:
         self._script = script
         self._port = gateway_port
         self._given = directory
+        self._gateway_inside = gateway_inside
         self.pcs: list[Pc] = []
 
     def __enter__(self) -> Self:
@@ -48,15 +52,21 @@ class Lab:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._keeper = Keeper()
         self._lan: Lan | None = None
+        self._sleepers: Sleepers | None = None
         try:
             if self._network == "bridge":
-                self._lan = Lan(self._keeper, self.directory, self._port, self.url + self._script)
+                self._lan = Lan(self._keeper, self.directory, self.url + self._script)
+                if not self._gateway_inside:
+                    self._lan.forward(self._port)
+                self._sleepers = Sleepers(self._lan.ear(), self.pcs)
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._sleepers is not None:
+            self._sleepers.close()
         for pc in self.pcs:
             pc.close()
         if self._lan is not None:
@@ -72,6 +82,8 @@ class Lab:
         memory_mib: int = 1024,
         cpus: int = 2,
         extra: Sequence[str] = (),
+        wakes: bool = True,
+        secure_on: str = "",
     ) -> Pc:
         """A new PC, switched off, with its cable in; see Pc."""
         name = name or f"pc-{len(self.pcs) + 1}"
@@ -80,6 +92,7 @@ class Lab:
         (directory / "serial.log").unlink(missing_ok=True)  # of the run before; a reboot adds to it
         sockets = Path(self._temporary.name)
         pc = Pc(name, self, directory, sockets, gpu=gpu, memory_mib=memory_mib, cpus=cpus, extra=extra)
+        pc.wakes, pc.secure_on = wakes, secure_on
         self.pcs.append(pc)
         return pc
 

@@ -19,6 +19,7 @@ from typing import ParamSpec, TypeVar
 from tests.lab.process import Keeper, LabError, end, need
 
 CLONE_NEWNET = 0x40000000
+ETH_P_ALL = 0x0003
 SERVER = "10.77.0.1"
 PREFIX = "fd00:77::"
 P = ParamSpec("P")
@@ -27,9 +28,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Lan:
-    """`SERVER` answers DHCP, and forwards a TCP port to the same port on the host's loopback."""
+    """`SERVER` answers DHCP; it can forward TCP ports to the same ports on the host's loopback."""
 
-    def __init__(self, keeper: Keeper, directory: Path, port: int, bootfile: str) -> None:
+    def __init__(self, keeper: Keeper, directory: Path, bootfile: str) -> None:
         """`bootfile` is the URL that DHCP gives to the firmware. Raises LabError without root."""
         if os.geteuid() != 0:
             raise LabError("A bridged lab needs root; Lab(network='user') does without.")
@@ -49,7 +50,6 @@ class Lan:
             self._ip(f"link set {name} up")
         self._dnsmasq = self._start_dnsmasq(bootfile)
         self._uplinks: list[Uplink] = []
-        self.forward(port)
 
     def forward(self, port: int) -> None:
         """One more port of `SERVER` that leads to the same port on the host's loopback."""
@@ -82,6 +82,17 @@ class Lan:
         if done.returncode:
             raise LabError(f"{' '.join(argv)}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
+
+    def ear(self) -> socket.socket:
+        """Hears every frame that reaches the bridge, as the network cards of the PCs do; one at a time by recv()."""
+
+        def listen() -> socket.socket:
+            self._setns()
+            wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.ntohs(ETH_P_ALL))
+            wire.bind(("lan", 0))
+            return wire
+
+        return _in_thread(listen)
 
     def send(self, packet: bytes, port: int) -> None:
         """Broadcast a UDP packet on the LAN (wake-on-LAN: port 9)."""
@@ -215,3 +226,13 @@ def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
     """Call it in a thread of its own: one that changed its namespace cannot be used again."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         return thread.submit(function, *args, **kwargs).result()
+
+
+def apart(function: Callable[[], T]) -> T:
+    """Call it in a network namespace of its own, which ends with it; processes that it starts are in there, too."""
+
+    def inside() -> T:
+        os.close(_new_namespace())
+        return function()
+
+    return _in_thread(inside)

@@ -38,7 +38,13 @@ class Network(Protocol):
 
 
 class Pc:
-    """A PC that is off until `boot()`. MAC, UUID and serial number follow from its name."""
+    """A PC that is off until `boot()`, or until its magic packet comes. MAC, UUID and serial number follow from its name.
+
+    `wakes`: whether its network card does that; `secure_on`: the password it wants for it, as in 00:11:22:33:44:55.
+    """
+
+    wakes = True
+    secure_on = ""
 
     def __init__(
         self,

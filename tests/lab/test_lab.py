@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Lab, LabError
+from tests.services import wait_for
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -97,3 +98,29 @@ def test_a_killed_lab_leaves_no_process_and_no_network() -> None:
     assert alive(started) == set()
     assert interfaces() == links
     shutil.rmtree(directory)  # its logs: nobody was left to do it
+
+
+PASSWORD = "de:ad:be:ef:00:01"
+
+
+def magic(mac: str, password: str = "") -> bytes:
+    return b"\xff" * 6 + bytes.fromhex(mac.replace(":", "")) * 16 + bytes.fromhex(password.replace(":", ""))
+
+
+@pytest.mark.root
+def test_a_pc_that_is_off_is_started_by_its_own_magic_packet_on_the_wire() -> None:
+    with Lab(1) as lab:
+        plain, locked, deaf = (
+            lab.pc("plain", memory_mib=128, cpus=1),
+            lab.pc("locked", memory_mib=128, cpus=1, secure_on=PASSWORD),
+            lab.pc("deaf", memory_mib=128, cpus=1, wakes=False),
+        )
+        for packet in (magic(locked.mac), magic(locked.mac, "00:00:00:00:00:01"), magic(deaf.mac), magic(plain.mac)):
+            lab.lan.send(packet, 9)
+        wait_for(lambda: plain.running, "the PC is on")
+        assert not locked.running, "without its password it sleeps on"
+        assert not deaf.running
+        lab.lan.send(magic(plain.mac), 9)
+        lab.lan.send(magic(locked.mac, PASSWORD), 9)
+        wait_for(lambda: locked.running, "the PC with the password is on")
+        assert plain.running

@@ -40,6 +40,7 @@ class Command(BaseCommand):
             ws="none",
             access_log=False,
             log_level="warning",
+            log_config=None,  # it logs as all of us (fleet.logs)
             timeout_keep_alive=75,  # longer than a hold: the daemon keeps one connection
             timeout_graceful_shutdown=5,
             backlog=4096,

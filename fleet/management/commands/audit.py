@@ -2,18 +2,21 @@ import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import redis
 from django.apps import apps
 from django.core.management.base import BaseCommand, CommandError
-from django.db.models import Model, QuerySet
+from django.db.models import Max, Model, QuerySet
 from django.utils import timezone
 
-from fleet import audit
+from fleet import alive, audit, checkpoints
+from fleet.exceptions import FleetError
 from fleet.exports import WRITERS
-from fleet.models import AuditHead, Site
+from fleet.models import AuditCheckpoint, AuditHead, Site
 
 # What can be taken out, by name: the log itself, and the rows it seals (fleet names other apps only by string).
 LOGS = {"entries": "fleet.AuditEntry", "restores": "agents.HomeRestore"}
@@ -28,6 +31,11 @@ class Command(BaseCommand):
             "verify", help="find a row changed, removed, inserted or reordered; exit code 1 with a fault"
         )
         export = commands.add_parser("export", help="write the log out, oldest first")
+        verify.add_argument(
+            "--book",
+            type=Path,
+            help="the sender's own book, which knows signed heads that were removed (FLEET_SENDER_BOOK)",
+        )
         for command in (verify, export):
             command.add_argument("--site", default="", help="slug of a site (default: all)")
         export.add_argument("--what", choices=LOGS, default="entries", help="default: entries")
@@ -44,17 +52,25 @@ class Command(BaseCommand):
                 known = ", ".join(Site.objects.values_list("slug", flat=True)) or "none yet"
                 raise CommandError(f"There is no site {options['site']!r}; there are: {known}.")
         if options["action"] == "verify":
-            self._verify(site)
+            self._verify(site, options["book"])
         else:
             self._export(site, options)
 
-    def _verify(self, site: Site | None) -> None:
-        faults = list(audit.verify(site))
+    def _verify(self, site: Site | None, book: Path | None) -> None:
+        try:
+            faults = [*audit.verify(site), *checkpoints.faults(site, book)]
+        except FleetError as error:
+            raise CommandError(str(error)) from None
+        if site is None:
+            with suppress(redis.RedisError):  # for the monitor, who may be told another time
+                alive.say_audited(len(faults))
         for fault in faults:
             self.stdout.write(str(fault))
+        newest = dict(AuditCheckpoint.objects.order_by().values_list("chain").annotate(Max("sequence")))
         heads = AuditHead.objects.order_by("chain")
         for head in heads if site is None else heads.filter(chain=f"site-{site.pk}"):
-            self.stdout.write(f"{head.chain}: {head.sequence} entries, head {head.digest}")
+            signed = f"signed up to #{newest[head.chain]}" if head.chain in newest else "not signed yet"
+            self.stdout.write(f"{head.chain}: {head.sequence} entries, {signed}, head {head.digest}")
         if faults:
             raise CommandError("1 fault." if len(faults) == 1 else f"{len(faults)} faults.")
 

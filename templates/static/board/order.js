@@ -50,6 +50,7 @@ export function startOrdering(board) {
   }
 
   selection.addEventListener("submit", (event) => {
+    if (event.submitter?.hasAttribute("data-elsewhere")) return; // a page of its own
     event.preventDefault();
     const button = event.submitter ?? selection.querySelector("[name=verb]");
     const asked = post(selection, button); // a disabled button would not be part of the form

@@ -1,0 +1,1 @@
+"""What switches clients on: relays that send wake packets, and power ports. ``agents.waking`` says when."""

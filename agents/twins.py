@@ -1,0 +1,47 @@
+"""Two machines with one MAC address: noticed, written down and shown; what is done about it is for people to decide.
+
+A reboot is no twin: what ran before says nothing any more. So a session that was superseded and still speaks while the younger one
+lives is a second machine, and so is a boot that asks for a plan once more after another one had its turn.
+"""
+
+from datetime import timedelta
+from uuid import UUID
+
+from django.db import transaction
+from django.utils import timezone
+
+from agents.models import BootSession
+from fleet import audit
+from fleet.models import Client
+
+# What a boot left behind may arrive after the next one began: a gateway that stood still reads both at once.
+LATE = timedelta(seconds=10)
+NOTED_EVERY = timedelta(minutes=1)
+
+
+@transaction.atomic
+def heard(session_id: UUID) -> None:
+    """A superseded session spoke."""
+    session = BootSession.objects.select_related("client__site").get(pk=session_id)
+    younger = BootSession.objects.filter(client=session.client, status__in=BootSession.LIVE).first()
+    if younger is not None and timezone.now() - younger.planned_at > LATE:
+        _note(session.client, session.boot_id, younger.boot_id)
+
+
+def booted(client: Client, boot_id: str) -> None:
+    """A boot asks for its plan: the same as once before, though another one came between (A, B, A)."""
+    boots = list(
+        BootSession.objects.filter(client=client).order_by("-planned_at").values_list("boot_id", flat=True)[:9]
+    )
+    if UUID(boot_id) in boots[1:] and boots[0] != UUID(boot_id):
+        _note(client, UUID(boot_id), boots[0])
+
+
+def _note(client: Client, one: UUID, other: UUID) -> None:
+    """The alarm stands until somebody takes it back; one entry says how it began."""
+    now = timezone.now()
+    if Client.objects.filter(pk=client.pk, twin_at=None).update(twin_at=now):
+        boots = [str(one), str(other)]
+        audit.record("client.twin", client, site=client.site, actor="gateway", mac=client.mac, boots=boots)
+    else:
+        Client.objects.filter(pk=client.pk, twin_at__lt=now - NOTED_EVERY).update(twin_at=now)

@@ -1,0 +1,5 @@
+"""Keys of a test's own, as in tests/agents."""
+
+from tests.agents.conftest import keys
+
+__all__ = ["keys"]
