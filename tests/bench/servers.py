@@ -76,11 +76,11 @@ class Server:
 
 def _works(queue: str) -> bool:
     """Whether the queue's worker has carried something out. It gets something to carry out each time that we ask."""
-    from fleet.health import silences
+    from fleet import alive
     from fleet.tasks import say_alive
 
     say_alive.apply_async(args=(queue,), queue=queue, expires=5)
-    return silences()[queue] is not None
+    return alive.listen().parts[queue].silent_s is not None
 
 
 def _postmaster() -> int:

@@ -22,6 +22,7 @@ import uvloop
 
 AT_ONCE = 50  # that join; the others wait their turn
 PATIENCE_S = 300.0  # for the last message or answer of a round
+GRACE_S = 0.2  # for what comes twice
 
 
 class Audience:
@@ -106,6 +107,7 @@ async def play(module: str, place: dict[str, Any]) -> None:
         with suppress(TimeoutError):  # who asks sees that some are missing
             async with asyncio.timeout(PATIENCE_S):
                 await audience.over.wait()
+                await asyncio.sleep(GRACE_S)
         print(json.dumps(audience.told()), flush=True)
 
 

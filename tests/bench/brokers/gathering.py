@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -118,7 +117,3 @@ def room_for_files() -> None:
 def at(times: list[float], share: float) -> float:
     """The time within which that share of them came."""
     return times[min(len(times) - 1, int(len(times) * share))]
-
-
-def median(rounds: list[Round], of: Callable[[Round], float]) -> float:
-    return statistics.median(map(of, rounds))
