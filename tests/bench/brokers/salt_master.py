@@ -68,6 +68,7 @@ def salt_master(directory: Path) -> Iterator[System]:
 
             def say() -> Said:
                 print("say it", file=publisher.stdin, flush=True)
+                assert publisher.stdout
                 return Said(json.loads(publisher.stdout.readline())["at"])
 
             place = {**ports, "keys": str(directory)}
