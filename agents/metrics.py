@@ -17,35 +17,35 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from agents import waiting
 from agents.models import BootSession, Campaign, Command, CommandStatus, Freeze, HomeRestore, Target
 from fleet import alive
-from fleet.metrics import DATABASE, PROCESS, Asked
+from fleet.metrics import DATABASE, GATEWAY, Asked
 from fleet.models import Site
 
 ACCEPTED = Histogram(
     "fleet_nudge_to_accepted_seconds",
     "From the signed command in the database to the report that its client accepted it.",
     ("verb",),
-    registry=PROCESS,
+    registry=GATEWAY,
     buckets=(0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30, 60),
 )
 RESTORED = Histogram(
     "fleet_restore_phase_seconds",
     "Phases of home restores, as the clients measured them.",
     ("phase",),
-    registry=PROCESS,
+    registry=GATEWAY,
     buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30),
 )
 SKEW = Histogram(
     "fleet_clock_skew_seconds",
     "By how much the clock of a client was off when it opened its session, either way.",
-    registry=PROCESS,
+    registry=GATEWAY,
     buckets=(0.1, 0.5, 1, 2, 5, 30, 300, 3600, 86400),
 )
-PARKED = Gauge("fleet_parked_polls", "Long polls that wait at this moment.", registry=PROCESS)
-POLLS = Counter("fleet_polls", "Long polls by how they ended.", ("how",), registry=PROCESS)
+PARKED = Gauge("fleet_parked_polls", "Long polls that wait at this moment.", registry=GATEWAY)
+POLLS = Counter("fleet_polls", "Long polls by how they ended.", ("how",), registry=GATEWAY)
 REQUESTS = Counter(
-    "fleet_requests", "Requests of clients by the answer's status.", ("route", "status"), registry=PROCESS
+    "fleet_requests", "Requests of clients by the answer's status.", ("route", "status"), registry=GATEWAY
 )
-REJECTED = Counter("fleet_rejected_admissions", "Requests beyond a route's limit (429).", ("route",), registry=PROCESS)
+REJECTED = Counter("fleet_rejected_admissions", "Requests beyond a route's limit (429).", ("route",), registry=GATEWAY)
 
 
 @cache

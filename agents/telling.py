@@ -35,24 +35,23 @@ class Steps:
         self._again: dict[tuple[object, str], float] = {}  # when the next line may come
 
     def took(self, order: object, what: str) -> None:
-        key, now = (order, what), time.monotonic()
         with self._lock:
-            self._waiting[key] += 1
-            if now >= self._again.get(key, 0.0):
-                self._tell(key, now)
+            self._waiting[order, what] += 1
+            self._tell()
 
     def flush(self) -> None:
-        """Tell what waits for its second to be over. Whoever takes steps calls it every few seconds."""
-        now = time.monotonic()
+        """Tell what waits for its second to be over, also where no more steps are taken. To be called every few seconds."""
         with self._lock:
-            for key in [key for key in self._waiting if now >= self._again[key]]:
-                self._tell(key, now)
-            self._again = {key: at for key, at in self._again.items() if now < at + 60}
+            self._tell()
+            forgotten = time.monotonic() - 60
+            self._again = {key: at for key, at in self._again.items() if at > forgotten}
 
-    def _tell(self, key: tuple[object, str], now: float) -> None:
-        order, what = key
-        self._again[key] = now + EVERY_S
-        log.info("%d %s", self._waiting.pop(key), what, extra=logs.told(order=order))
+    def _tell(self) -> None:
+        now = time.monotonic()
+        for key in [key for key in self._waiting if now >= self._again.get(key, 0.0)]:
+            order, what = key
+            self._again[key] = now + EVERY_S
+            log.info("%d %s", self._waiting.pop(key), what, extra=logs.told(order=order))
 
 
 steps = Steps()

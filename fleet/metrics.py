@@ -32,7 +32,8 @@ from prometheus_client.registry import Collector
 from fleet import alive, health
 from fleet.models import Client
 
-PROCESS = CollectorRegistry()  # what this process counted itself
+PROCESS = CollectorRegistry()  # memory, processor and files of whoever is asked
+GATEWAY = CollectorRegistry()  # what a gateway counted itself
 PARTS = CollectorRegistry()  # what /healthz judges, and more of it
 DATABASE = CollectorRegistry()  # what anybody would find there, so that only one process is asked
 CONTENT_TYPE = CONTENT_TYPE_LATEST

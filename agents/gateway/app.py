@@ -233,7 +233,8 @@ class Gateway:
 def _metrics(request: Request) -> Answer:
     if status := monitor.refusal(request.headers.get("authorization", "")):
         raise Problem(status, monitor.WHY[status].strip(), **({"WWW_Authenticate": "Bearer"} if status == 401 else {}))
-    return Answer(200, generate_latest(monitor.PROCESS), {"Content-Type": monitor.CONTENT_TYPE})
+    page = generate_latest(monitor.GATEWAY) + generate_latest(monitor.PROCESS)
+    return Answer(200, page, {"Content-Type": monitor.CONTENT_TYPE})
 
 
 def _redis() -> aioredis.Redis:

@@ -282,9 +282,13 @@ def test_of_many_commands_the_first_is_told_at_once_and_the_rest_by_the_second(
     now += 1
     steps.took("one", "accepted")
     assert said()[3:] == [("1 accepted", "one")]
+    steps.took("one", "accepted")
+    now += 1
+    steps.took("two", "delivered")
+    assert said()[4:] == [("1 accepted", "one"), ("1 delivered", "two")], "whose second is over is told with any other"
     now += 3600
     steps.flush()
-    assert len(said()) == 4, "nothing is told twice"
+    assert len(said()) == 6, "nothing is told twice"
     assert steps._again == {}, "and nothing is remembered for ever"
 
 

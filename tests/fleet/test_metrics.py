@@ -146,6 +146,7 @@ def test_what_workers_say_is_there(db: None, redis: Service, client: Browser, se
     assert found["fleet_unapplied_migrations",] == 0
     assert 0 < found["fleet_disk_free_bytes", "store"] <= found["fleet_disk_size_bytes", "store"]
     assert found["process_resident_memory_bytes",] > 1e6
+    assert ("fleet_parked_polls",) not in found, "gateways count those"
 
 
 def test_the_proof_of_the_audit_log_is_told_when_it_was_of_all_of_it(

@@ -11,7 +11,7 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fleet.metrics import DATABASE, PARTS, PROCESS
+from fleet.metrics import DATABASE, GATEWAY, PARTS, PROCESS
 from tests.services import PROJECT
 
 ALERTS = PROJECT / "deploy" / "prometheus-alerts.yml"
@@ -56,7 +56,7 @@ def told(*registries: CollectorRegistry) -> dict[str, set[str]]:
 
 
 def test_every_metric_that_is_asked_for_is_told(db: None) -> None:
-    names = set(told(PARTS, PROCESS, DATABASE)) | PROMETHEUS
+    names = set(told(PARTS, PROCESS, GATEWAY, DATABASE)) | PROMETHEUS
     assert len(names) > 40
     for expression in expressions():
         assert asked(expression) <= names, f"{expression}: {asked(expression) - names}"
@@ -64,7 +64,7 @@ def test_every_metric_that_is_asked_for_is_told(db: None) -> None:
 
 def test_every_metric_of_ours_is_shown(db: None) -> None:
     shown = set().union(*map(asked, expressions()))
-    for name in told(PARTS, PROCESS, DATABASE):
+    for name in told(PARTS, PROCESS, GATEWAY, DATABASE):
         family = re.sub(r"_(bucket|sum|count)$", "", name)
         assert any(one.startswith(family) for one in shown) or not name.startswith("fleet_") or name in UNSHOWN, name
 
