@@ -155,6 +155,12 @@ PAGES: dict[str, Right | str] = {
     "POST sites/<slug:slug>/orders/<uuid:order>/cancel": OPERATE,
     "POST sites/<slug:slug>/rollouts/<int:client_class>": OPERATE,
     "POST sites/<slug:slug>/rollouts/<uuid:row>/stop": OPERATE,
+    "GET sites/<slug:slug>/campaigns/": VIEW,
+    "POST sites/<slug:slug>/campaigns/": OPERATE,
+    "GET sites/<slug:slug>/campaigns/<uuid:order>/": VIEW,
+    "POST sites/<slug:slug>/campaigns/<uuid:order>/<slug:what>": OPERATE,  # to stop; RELEASE to approve
+    "POST sites/<slug:slug>/freeze": OPERATE,
+    "POST sites/<slug:slug>/freeze/lift": RELEASE,
 }
 FORMS: dict[str, Callable[[], dict[str, Any]]] = {
     "POST sites/<slug:slug>/orders": lambda: {"verb": Verb.RESTART, "client": _client(), "reason": "why"},
@@ -163,11 +169,11 @@ FORMS: dict[str, Callable[[], dict[str, Any]]] = {
 
 def page_parameters(world: World) -> dict[str, str]:
     """The parameters of the pages, each of the club room."""
-    order = world.clubroom.orders.order_by("pk").first()
+    order = world.clubroom.orders.exclude(campaign=None).first()
     rollout = Rollout.objects.order_by("pk").first()
     assert order is not None
     assert rollout is not None
-    parameters = {"<slug:slug>": "clubroom", "<uuid:order>": str(order.pk), "<uuid:row>": str(rollout.pk)}
+    parameters = {"<slug:slug>": "clubroom", "<slug:what>": "stop", "<uuid:order>": str(order.pk), "<uuid:row>": str(rollout.pk)}
     return {**parameters, "<int:client_class>": str(world.gamer.pk)}
 
 
@@ -206,9 +212,7 @@ def web_routes() -> Iterator[tuple[str, Any]]:
 def _methods(address: str, view: Any) -> list[str]:
     if actions := getattr(view, "actions", None):
         return [method.upper() for method in actions if method in view.cls.http_method_names and method != "head"]
-    if any(f"POST {address}" in table for table in (PAGES, OPEN)):
-        return ["POST"]
-    return ["GET"]
+    return [method for method in ("GET", "POST") if f"{method} {address}" in {*PAGES, *OPEN}] or ["GET"]
 
 
 # The gateway: what each route answers to wrong credentials.
