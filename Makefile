@@ -1,6 +1,6 @@
 # Stateless Fleet. `make` prints what there is to do.
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-machines test-server test-fast test-fast-fleet test-fast-rest check lock clean bench-boot bench-build bench-cycle setup-run setup-lab setup-test setup-bench
+.PHONY: help demo run test test-machines test-server test-fast test-fast-fleet test-fast-rest check lock clean bench-boot bench-build bench-cycle bench-fanout setup-run setup-lab setup-test setup-bench
 PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -65,6 +65,9 @@ bench-build: setup-bench ## a build beside plain mmdebstrap and mksquashfs
 	@$(PYTHON) -m tests.bench.build
 bench-cycle: setup-lab ## a cycle of a full home beside that of an empty one
 	@$(PYTHON) -m tests.bench.cycle
+CLIENTS := 5000
+bench-fanout: setup-test ## one message to CLIENTS=5000 clients, beside mosquitto, NATS and Salt
+	@$(PYTHON) -m tests.bench.fanout --clients $(CLIENTS)
 
 lock: ## write requirements*.txt anew from pyproject.toml (needs uv)
 	uv pip compile -q pyproject.toml --generate-hashes --no-header --no-emit-index-url --annotation-style line --python-version 3.11 -o requirements.txt

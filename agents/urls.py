@@ -12,8 +12,8 @@ urlpatterns = [
     path("sites/<slug:slug>/rollouts/<int:client_class>", ordering.rollout, name="board-rollout"),
     path("sites/<slug:slug>/rollouts/<uuid:row>/stop", ordering.stop_rollout, name="board-rollout-stop"),
     path("sites/<slug:slug>/campaigns/", campaigns.all_of, name="board-campaigns"),
-    path("sites/<slug:slug>/campaigns/<uuid:order>/", campaigns.campaign, name="board-campaign"),
-    path("sites/<slug:slug>/campaigns/<uuid:order>/<slug:what>", campaigns.act, name="board-campaign-act"),
+    path("sites/<slug:slug>/campaigns/<uuid:campaign>/", campaigns.campaign, name="board-campaign"),
+    path("sites/<slug:slug>/campaigns/<uuid:campaign>/<slug:what>", campaigns.act, name="board-campaign-act"),
     path("sites/<slug:slug>/freeze", freezes.freeze, name="board-freeze"),
     path("sites/<slug:slug>/freeze/lift", freezes.lift, name="board-lift"),
 ]

@@ -82,7 +82,7 @@ def _start(request: HttpRequest, site: Site, row: Campaign) -> HttpResponse:
             _campaign(site, key)
         else:
             messages.success(request, "It is started." if not row.order.beyond_cap else "It awaits its second person.")
-    return redirect("board-campaign", slug=site.slug, order=key)
+    return redirect("board-campaign", slug=site.slug, campaign=key)
 
 
 def _list(
@@ -136,28 +136,28 @@ def _lasts(seconds: int) -> str:
 @require_safe
 @never_cache
 @login_required
-def campaign(request: HttpRequest, slug: str, order: UUID) -> HttpResponse:
+def campaign(request: HttpRequest, slug: str, campaign: UUID) -> HttpResponse:
     """A campaign's page, or for a script the part of it that moves."""
     site = visible_site(request, slug)
-    return _page(request, site, _campaign(site, order))
+    return _page(request, site, _campaign(site, campaign))
 
 
 @require_POST
 @never_cache
 @login_required
-def act(request: HttpRequest, slug: str, order: UUID, what: str) -> HttpResponse:
+def act(request: HttpRequest, slug: str, campaign: UUID, what: str) -> HttpResponse:
     """Approve, pause, resume or stop it. 403 without the right, 409 when it is in no state for that."""
     site = visible_site(request, slug)
-    row = _campaign(site, order)
+    row = _campaign(site, campaign)
     if what not in ACTS:
         raise Http404
     said, do = ACTS[what]
     try:
         do(row, person(request))
     except OperatorError as error:
-        return _page(request, site, _campaign(site, order), error)
+        return _page(request, site, _campaign(site, campaign), error)
     messages.success(request, said)
-    return redirect("board-campaign", slug=site.slug, order=row.pk)
+    return redirect("board-campaign", slug=site.slug, campaign=row.pk)
 
 
 def _campaign(site: Site, key: UUID) -> Campaign:

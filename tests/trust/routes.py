@@ -6,7 +6,7 @@ from typing import Any
 
 from django.urls import URLPattern, URLResolver, get_resolver
 
-from agents.models import Rollout, Verb
+from agents.models import Campaign, Rollout, Verb
 from fleet.models import Client, ClientClass
 from fleet.roles import Right
 from images.models import ImageVersion
@@ -153,14 +153,14 @@ PAGES: dict[str, Right | str] = {
     "GET sites/<slug:slug>/events": VIEW,
     "POST sites/<slug:slug>/orders": OPERATE,
     "POST sites/<slug:slug>/orders/<uuid:order>/cancel": OPERATE,
-    "POST sites/<slug:slug>/rollouts/<int:client_class>": OPERATE,
-    "POST sites/<slug:slug>/rollouts/<uuid:row>/stop": OPERATE,
     "GET sites/<slug:slug>/campaigns/": VIEW,
     "POST sites/<slug:slug>/campaigns/": OPERATE,
-    "GET sites/<slug:slug>/campaigns/<uuid:order>/": VIEW,
-    "POST sites/<slug:slug>/campaigns/<uuid:order>/<slug:what>": OPERATE,  # to stop; RELEASE to approve
+    "GET sites/<slug:slug>/campaigns/<uuid:campaign>/": VIEW,
+    "POST sites/<slug:slug>/campaigns/<uuid:campaign>/<slug:what>": OPERATE,
     "POST sites/<slug:slug>/freeze": OPERATE,
     "POST sites/<slug:slug>/freeze/lift": RELEASE,
+    "POST sites/<slug:slug>/rollouts/<int:client_class>": OPERATE,
+    "POST sites/<slug:slug>/rollouts/<uuid:row>/stop": OPERATE,
 }
 FORMS: dict[str, Callable[[], dict[str, Any]]] = {
     "POST sites/<slug:slug>/orders": lambda: {"verb": Verb.RESTART, "client": _client(), "reason": "why"},
@@ -169,11 +169,14 @@ FORMS: dict[str, Callable[[], dict[str, Any]]] = {
 
 def page_parameters(world: World) -> dict[str, str]:
     """The parameters of the pages, each of the club room."""
-    order = world.clubroom.orders.exclude(campaign=None).first()
+    order = world.clubroom.orders.order_by("pk").first()
     rollout = Rollout.objects.order_by("pk").first()
+    campaign = Campaign.objects.first()
+    assert campaign is not None
     assert order is not None
     assert rollout is not None
-    parameters = {"<slug:slug>": "clubroom", "<slug:what>": "stop", "<uuid:order>": str(order.pk), "<uuid:row>": str(rollout.pk)}
+    parameters = {"<slug:slug>": "clubroom", "<uuid:order>": str(order.pk), "<uuid:row>": str(rollout.pk)}
+    parameters |= {"<uuid:campaign>": str(campaign.pk), "<slug:what>": "stop"}
     return {**parameters, "<int:client_class>": str(world.gamer.pk)}
 
 
