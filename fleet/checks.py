@@ -119,7 +119,9 @@ def powerful_database_user(app_configs: Any, **_: Any) -> Found:
     if not may:
         return []
     hint = "Give each process a user of its own: `manage.py grants` prints the SQL, docs/deploy.md says where it goes."
-    message = f"The database user {user} may remove entries of the audit log, and with it every process that is given it."
+    message = (
+        f"The database user {user} may remove entries of the audit log, and with it every process that is given it."
+    )
     return [Warning(message, hint=hint, id="fleet.W006")]
 
 
