@@ -148,7 +148,7 @@ def _tell(entry: AuditEntry, subject: models.Model | str) -> None:
     plain = {name: value for name, value in short.items() if isinstance(value, str | int)}
     which = {str(subject._meta.model_name): subject.pk} if isinstance(subject, models.Model) else {}
     site = {"site": entry.site.slug} if entry.site else {}
-    fields = {**which, **plain, **site}
+    fields = {**plain, **which, **site}
     logs.once_committed(log.info, "%s: %s by %s", entry.action, entry.subject, entry.actor, **fields)
 
 
