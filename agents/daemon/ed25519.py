@@ -55,7 +55,6 @@ def encode(a: Point) -> bytes:
     return (y | (x & 1) << 255).to_bytes(32, "little")
 
 
-@lru_cache(maxsize=8)  # clients see few keys
 def decode(data: bytes) -> Point | None:
     """The point of 32 bytes, None where they are not the canonical encoding of one."""
     y = int.from_bytes(data, "little")
@@ -73,21 +72,56 @@ def decode(data: bytes) -> Point | None:
     return (x, y, 1, x * y % P)
 
 
+def odd_multiples(a: Point) -> list[Point]:
+    """a, 3a, 5a … 15a: what a window of five digits needs."""
+    twice, multiples = double(a), [a]
+    while len(multiples) < 8:
+        multiples.append(add(multiples[-1], twice))
+    return multiples
+
+
+def window(scalar: int) -> list[int]:
+    """Signed odd digits below 16, four zeros or more between them, lowest first (width-5 NAF)."""
+    digits = []
+    while scalar:
+        digit = 0
+        if scalar & 1:
+            digit = scalar & 31
+            digit -= (digit & 16) << 1
+            scalar -= digit
+        digits.append(digit)
+        scalar >>= 1
+    return digits
+
+
+@lru_cache(maxsize=8)
+def key_multiples(public: bytes) -> list[Point] | None:
+    """Odd multiples of minus the key, None for a key that is no key; kept, as clients see few keys."""
+    point = decode(public)
+    return None if point is None or small_order(point) else odd_multiples(negative(point))
+
+
 BASE = decode((4 * pow(5, -1, P) % P).to_bytes(32, "little")) or NEUTRAL
+BASE_MULTIPLES = odd_multiples(BASE)
 
 
 def verify(public: bytes, message: bytes, signature: bytes) -> bool:
     """Whether `signature` (64 bytes) of `message` was made with the secret of `public` (32 bytes)."""
-    key, R, S = decode(public), signature[:32], int.from_bytes(signature[32:], "little")
-    if key is None or small_order(key) or len(signature) != 64 or S >= ORDER:
+    if len(public) != 32 or len(signature) != 64:
+        return False
+    R, S = signature[:32], int.from_bytes(signature[32:], "little")
+    multiples = key_multiples(public)
+    if S >= ORDER or multiples is None:
         return False
     challenge = int.from_bytes(hashlib.sha512(R + public + message).digest(), "little") % ORDER
-    minus = negative(key)
-    steps = (NEUTRAL, BASE, minus, add(BASE, minus))
+    tables = ((window(S), BASE_MULTIPLES), (window(challenge), multiples))
     result = NEUTRAL  # S·B - challenge·A, both scalars at once, must be R
-    for place in range(ORDER.bit_length() - 1, -1, -1):
+    for place in range(max(len(digits) for digits, _ in tables) - 1, -1, -1):
         result = double(result)
-        step = (S >> place & 1) + 2 * (challenge >> place & 1)
-        if step:
-            result = add(result, steps[step])
+        for digits, table in tables:
+            digit = digits[place] if place < len(digits) else 0
+            if digit > 0:
+                result = add(result, table[digit >> 1])
+            elif digit < 0:
+                result = add(result, negative(table[-digit >> 1]))
     return encode(result) == R and not small_order(result)
