@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.checks import Error, Tags, Warning, register
+from django.db import DatabaseError, connection
 from django.http.request import validate_host
 
 from fleet.signing import KINDS
@@ -80,6 +81,48 @@ def public_keys(app_configs: Any, **_: Any) -> Found:
         for kind in KINDS
         if not (path := settings.PUBLIC_KEYS / f"{kind}.pub").is_file()
     ]
+
+
+@register(Tags.security, deploy=True)
+def replaceable_keys(app_configs: Any, **_: Any) -> Found:
+    """Whoever may put other public keys in the place of ours decides what all clients obey."""
+    directory = settings.PUBLIC_KEYS
+    for place in (directory, *directory.parents):
+        if place.is_dir() and _of_others(place.stat()):
+            return [
+                Warning(
+                    f"The public keys in {directory} can be replaced by who may write to {place}: all clients would obey theirs.",
+                    hint="Keep them in a directory that belongs to root, as do those above it: FLEET_PUBLIC_KEYS=/etc/fleet/public.",
+                    id="fleet.W007",
+                )
+            ]
+    return []
+
+
+def _of_others(found: os.stat_result) -> bool:
+    """Whether somebody else than root, or who checks, may put other files in the place of those in a directory."""
+    shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX
+    return bool(shared) or found.st_uid not in (0, os.geteuid())
+
+
+@register(Tags.security, deploy=True)
+def powerful_database_user(app_configs: Any, **_: Any) -> Found:
+    """On PostgreSQL no process needs to be able to change what is written down (``manage.py grants``)."""
+    if connection.vendor != "postgresql":
+        return []
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT has_table_privilege('fleet_auditentry', 'DELETE'), current_user")
+            may, user = cursor.fetchone()
+    except DatabaseError:
+        return []  # away, or empty still: others say so
+    if not may:
+        return []
+    hint = "Give each process a user of its own: `manage.py grants` prints the SQL, docs/deploy.md says where it goes."
+    message = (
+        f"The database user {user} may remove entries of the audit log, and with it every process that is given it."
+    )
+    return [Warning(message, hint=hint, id="fleet.W006")]
 
 
 @register(Tags.security, deploy=True)

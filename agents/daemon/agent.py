@@ -35,6 +35,7 @@ SOFT = (RESTART, POWEROFF, CYCLE, CAPTURE)  # these disturb the user, who may ha
 LOOK_FIRST_S, LOOK_EVERY_S = 120.0, 3600.0  # for what was written
 CLOCK_MS = 5000  # a server whose unsigned time is further off is asked for a signed one
 TICK_S = 5.0  # how soon a parked poll notices that the user touched the keyboard
+LINGER_S = 60.0  # between two words of a boot that a younger one superseded
 
 
 class Agent:
@@ -353,8 +354,10 @@ class Agent:
                 self.rest(self.link.pause_s(trouble, self.spread_s))
             except Superseded:
                 print("A younger session of this client exists; quiet until the next boot.", flush=True)
-                while True:
-                    self.rest(TICK_S)
+                while True:  # but heard now and then: so the server knows that two PCs have this MAC address
+                    self.rest(LINGER_S)
+                    with suppress(Away, Superseded):
+                        self.call("GET", "next?cursor=0&state=" + protocol.BOOTING)
 
 
 def main() -> int:

@@ -176,8 +176,11 @@ class Daemons:
         if polls := self.parking.wake(clients):
             self._run(self._deliver(polls))
 
-    async def _deliver(self, polls: Sequence[Poll]) -> None:
-        """Answer polls with the commands that wait for them; those for whom there are none wait on."""
+    async def _deliver(self, polls: Sequence[Poll], *, asked_keys: bool = False) -> None:
+        """Answer polls with the commands that wait for them; those for whom there are none wait on.
+
+        With ``asked_keys`` their daemons know all the keys there are: what another one signed is for them to refuse.
+        """
         try:
             asked = [(poll.attendant.session, poll.cursor) for poll in polls]
             found = await self._database.read(delivering.envelopes, asked)
@@ -188,8 +191,9 @@ class Daemons:
             return
         now_ms = _now_ms()
         for poll, envelopes in zip(polls, found, strict=True):
-            if envelopes and not {envelope["key"] for envelope in envelopes} <= set(poll.attendant.keys.split()):
-                self._run(self._ask_anew(poll, {envelope["key"] for envelope in envelopes}))
+            signed = {envelope["key"] for envelope in envelopes}
+            if not asked_keys and not signed <= set(poll.attendant.keys.split()):
+                self._run(self._ask_anew(poll, signed))
             elif envelopes:
                 metrics.polled("delivered")
                 self._answer(poll, Answer.json({"commands": envelopes, "server_time_ms": now_ms}))
@@ -235,9 +239,10 @@ class Daemons:
             log.exception("The keys that client %s knows could not be looked up; it asks again", attendant.client)
             self._answer(poll, Answer.problem(AWAY))
             return
-        if attendant.keys == self._keys.ids if signed is None else signed <= set(attendant.keys.split()):
+        today = set(self._keys.ids.split())
+        if attendant.keys == self._keys.ids if signed is None else signed & today <= set(attendant.keys.split()):
             if signed is not None:
-                await self._deliver([poll])
+                await self._deliver([poll], asked_keys=True)
             else:
                 self._answer(poll, _nothing())
             return

@@ -151,6 +151,34 @@ def test_what_was_written_is_told_once_and_a_server_that_does_not_want_to_know_i
         assert told[0]["writes"][0]["examples"] == ["/srv/x"]
 
 
+LINGERER = """
+from agent.daemon import agent
+agent.LINGER_S = 0.2
+agent.main()
+"""
+
+
+def test_who_was_superseded_obeys_nothing_and_is_heard_now_and_then(gateway: Gateway) -> None:
+    """So the server learns that two PCs have one MAC address, whichever of them was first."""
+    asked: list[str] = []
+
+    def superseded(method: str, path: str) -> bytes | None:
+        asked.append(path)
+        return b"HTTP/1.1 409 Conflict\r\nContent-Length: 0\r\n\r\n" if gateway.polls else None
+
+    gateway.fault = superseded
+    with Daemon() as daemon:
+        daemon.begin(gateway, (*AGENT[:-2], "-c", LINGERER))
+        command = gateway.command(protocol.RESTART)
+        gateway.send(gateway.wrap(command))
+        wait_until(lambda: asked.count("/agent/v1/next") > 4)
+        gateway.fault = lambda method, path: None  # whatever it is told then
+        gateway.send(gateway.wrap(gateway.command(protocol.RESTART)))
+        known = len(gateway.polls)
+        gateway.wait(lambda: len(gateway.polls) > known + 1)
+        assert daemon.asked == ""
+
+
 ENDLESS = b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (ANSWER_BYTES * 4)
 FAULTS = {
     "an error": (b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n", "status 500"),

@@ -201,6 +201,8 @@ def database(engine: str, name: str) -> Callable[[Settings], None]:
             {"fleet.W004"},
             "session.key, which was not given to it",
         ),
+        (lambda server: server.PUBLIC_KEYS.chmod(0o777), {"fleet.W007"}, "can be replaced by who may write to"),
+        (lambda server: server.DATA.chmod(0o770), {"fleet.W007"}, "all clients would obey theirs"),
         # A file that nobody may write, root neither.
         (set_to(STORE=Path("/proc/sys/kernel/random/boot_id")), {"fleet.W005"}, "boot_id cannot be written"),
     ],

@@ -154,6 +154,7 @@ PAGES: dict[str, Right | str] = {
     "POST sites/<slug:slug>/orders": OPERATE,
     "POST sites/<slug:slug>/orders/<uuid:order>/cancel": OPERATE,
     "GET sites/<slug:slug>/campaigns/": VIEW,
+    "POST sites/<slug:slug>/campaigns/": OPERATE,
     "GET sites/<slug:slug>/campaigns/<uuid:campaign>/": VIEW,
     "POST sites/<slug:slug>/campaigns/<uuid:campaign>/<slug:what>": OPERATE,
     "POST sites/<slug:slug>/freeze": OPERATE,
@@ -214,9 +215,7 @@ def web_routes() -> Iterator[tuple[str, Any]]:
 def _methods(address: str, view: Any) -> list[str]:
     if actions := getattr(view, "actions", None):
         return [method.upper() for method in actions if method in view.cls.http_method_names and method != "head"]
-    if any(f"POST {address}" in table for table in (PAGES, OPEN)):
-        return ["POST"]
-    return ["GET"]
+    return [method for method in ("GET", "POST") if f"{method} {address}" in {*PAGES, *OPEN}] or ["GET"]
 
 
 # The gateway: what each route answers to wrong credentials.

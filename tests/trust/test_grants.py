@@ -20,6 +20,7 @@ from agents import grants, schedule, sending, services, tasks
 from agents.gateway import waker
 from agents.models import BootSession, Command, CommandStatus, PowerPort, Verb
 from agents.power import pressing
+from fleet.checks import powerful_database_user
 from fleet.models import ApiToken, AuditCheckpoint
 from images import tasks as images_tasks
 from tests.agents.boots import boot, make_release, plan_of
@@ -148,6 +149,13 @@ def test_who_may_log_in_is_the_web_processes_affair(room: World, process: str) -
     for table in ("auth_user", "fleet_membership", "fleet_site", "agents_cap", "agents_order", "agents_freeze"):
         assert "permission denied" in refused(process, f"UPDATE {table} SET id = id"), table
     assert "permission denied" in refused(process, "INSERT INTO agents_order SELECT * FROM agents_order")
+
+
+def test_a_process_that_owns_the_database_is_warned_of_it(room: World) -> None:
+    [warned] = powerful_database_user(None)
+    assert (warned.id, "may remove entries of the audit log" in warned.msg) == ("fleet.W006", True)
+    with as_process("web"):
+        assert powerful_database_user(None) == []
 
 
 @pytest.mark.parametrize("process", grants.PROCESSES)
