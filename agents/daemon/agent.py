@@ -17,14 +17,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from ..hands import door, network, power, session
+from ..hands import alive, door, network, power, session
 from ..hands.capture import Capture
 from ..hands.cycle import Cycle
 from ..hands.hardware import facts, read
 from ..hands.overlay import OVERLAY, Home
 from ..hands.screen import Screen, announcement
 from ..hands.session import Stuck
-from ..hands.writes import written
+from ..hands.writes import Watch
 from . import ed25519, protocol, wishes
 from .link import Answer, Away, Link, Superseded
 from .memory import KEPT, Memory, clock
@@ -32,7 +32,6 @@ from .protocol import CAPTURE, CYCLE, MESSAGE, POWEROFF, RELAY, RESTART, Command
 
 FLEET = "/run/fleet"
 SOFT = (RESTART, POWEROFF, CYCLE, CAPTURE)  # these disturb the user, who may have asked for none of it
-LOOK_FIRST_S, LOOK_EVERY_S = 120.0, 3600.0  # for what was written
 CLOCK_MS = 5000  # a server whose unsigned time is further off is asked for a signed one
 TICK_S = 5.0  # how soon a parked poll notices that the user touched the keyboard
 LINGER_S = 60.0  # between two words of a boot that a younger one superseded
@@ -53,9 +52,7 @@ class Agent:
         self.cycling = False  # until the next login
         self.working = ""  # the command of the thread, until its account is made too
         self.unwanted: set[str] = set()  # what the server does not want to be told
-        self.told: list[dict[str, object]] = []  # what was written, as the server knows it
-        self.seen: list[dict[str, object]] | None = None  # what was found and not told yet
-        self.look_at = time.monotonic() + LOOK_FIRST_S
+        self.writes = Watch()
         self.counting = ""  # the cycle whose report waits for that account
         self.resumed = self.memory.open if self.memory.acts else None  # begun by the daemon that was before
 
@@ -157,18 +154,11 @@ class Agent:
             memory.save()
 
     def tell_writes(self) -> None:
-        """What was written that the image's rules may not name; an hour later again, if it is something else."""
-        if time.monotonic() >= self.look_at and not self.cycling and "writes" not in self.unwanted:
-            self.look_at = time.monotonic() + LOOK_EVERY_S
-            threading.Thread(target=self.look, daemon=True).start()
-        seen, self.seen = self.seen, None
-        if seen is not None and seen != self.told:
-            self.tell("writes", {"writes": seen})
-            self.told = seen
-
-    def look(self) -> None:
-        """In a thread of its own: commands do not wait for a slow root."""
-        self.seen = written()
+        """What was written that the image's rules may not name."""
+        news = [] if self.cycling or "writes" in self.unwanted else self.writes.news()
+        if news:
+            self.tell("writes", {"writes": news})
+            self.writes.told = news
 
     def poll(self) -> None:
         state = self.state()
@@ -227,6 +217,7 @@ class Agent:
 
     def patience(self) -> float:
         """How long the loop may wait, seconds; 0 when the moment of a command has come. The user is told of it until then."""
+        alive.sign()
         command, acts = self.memory.pending(), self.memory.acts
         if command is None:
             return TICK_S if self.working or not acts else 0.0

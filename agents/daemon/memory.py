@@ -56,7 +56,8 @@ class Memory:
         """Write everything down, at once or not at all."""
         self.reports = dict(list(self.reports.items())[-KEPT:])
         self.unsent = dict(list(self.unsent.items())[-KEPT:])
-        kept = {key: value for key, value in asdict(self).items() if key != "path"}
+        kept = {key: value for key, value in vars(self).items() if key not in ("path", "lock")}
+        kept["open"] = asdict(self.open) if self.open else None
         with open(self.path + ".new", "w", encoding="utf-8") as file:
             json.dump(kept, file)
         os.replace(self.path + ".new", self.path)

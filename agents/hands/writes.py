@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
+import time
 
+LOOK_FIRST_S, LOOK_EVERY_S = 120.0, 3600.0
 MOST = 50  # entries told, the largest first
 EXAMPLES = 5  # of each
 LONGEST = 200  # characters of a path; who has longer ones does without
@@ -17,6 +20,25 @@ SHARE = "/.ro"
 HANDOVER = "/run/fleet/boot"  # written last by the initrd
 # Not the image's, or thrown away by every cycle.
 ELSEWHERE = frozenset({"/.ro", "/dev", "/home", "/proc", "/run", "/sys", "/tmp"})  # noqa: S108 - names, nothing is put there
+
+
+class Watch:
+    """Looks now and then, in a thread of its own: nothing waits for a slow root."""
+
+    def __init__(self) -> None:
+        self.look_at = time.monotonic() + LOOK_FIRST_S
+        self.seen: list[dict[str, object]] = []
+        self.told: list[dict[str, object]] = []  # what somebody knows already, who sets it
+
+    def news(self) -> list[dict[str, object]]:
+        """What was written, where it is not what was told; []: nothing new."""
+        if time.monotonic() >= self.look_at:
+            self.look_at = time.monotonic() + LOOK_EVERY_S
+            threading.Thread(target=self.look, daemon=True).start()
+        return self.seen if self.seen != self.told else []
+
+    def look(self) -> None:
+        self.seen = written()
 
 
 def written(

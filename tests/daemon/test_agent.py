@@ -116,8 +116,9 @@ def test_a_command_that_failed_and_comes_again_is_answered_from_memory(gateway: 
 
 WRITER = """
 from agent.daemon import agent
+from agent.hands import writes
 WROTE = [{"path": "/srv", "files": 1, "bytes": 4096, "examples": ["/srv/x"]}]
-agent.LOOK_FIRST_S, agent.LOOK_EVERY_S, agent.written = 0, 0.1, lambda: WROTE
+writes.LOOK_FIRST_S, writes.LOOK_EVERY_S, writes.written = 0, 0.1, lambda: WROTE
 agent.main()
 """
 
