@@ -15,7 +15,7 @@ from fleet import audit
 from fleet.models import Site
 from fleet.rows import insert_rows
 
-PHASES = ("kill", "unmount", "restore", "verify", "login", "total")
+PHASES = ("kill", "restore", "verify", "unmount", "login", "total")
 RESULTS = {
     CommandStatus.SUCCEEDED: RestoreResult.RESTORED,
     CommandStatus.FAILED: RestoreResult.FAILED,

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 # The way of a command: its statuses as it goes, and that it ends.
 STEPS = ("Queued", "Sent", "Accepted", "Done")
-PHASES = ("kill", "unmount", "restore", "verify", "login")
+PHASES = ("kill", "restore", "verify", "unmount", "login")
 
 
 @dataclass(frozen=True)

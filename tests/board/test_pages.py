@@ -87,7 +87,7 @@ def test_an_order_to_one_pc_shows_its_way_and_then_its_phases(world: World) -> N
     cycled_again = make_order(Verb.CYCLE, [make_client(world.clubroom, "52:54:00:00:00:02")], "Next", world.vera)[0]
     cycled(cycled_again, 10, 2048, 1000)
     ended = orders(world.clubroom)[-1]
-    assert [phase.name for phase in ended.phases] == ["kill", "unmount", "restore", "verify", "login"]
+    assert [phase.name for phase in ended.phases] == ["kill", "restore", "verify", "unmount", "login"]
     assert ended.total_ms == sum(phase.ms for phase in ended.phases) == 1000
 
 
