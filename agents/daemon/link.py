@@ -98,12 +98,14 @@ class Link:
         while (left := end - time.monotonic()) > 0:
             tick = patience()
             readable = select.select([self.connection.sock, self.wake], [], [], min(tick, left))[0]
-            if self.wake in readable:
-                os.read(self.wake, 4096)
-            if self.wake in readable or tick <= 0:
-                return True
+            if self.connection.sock in readable:
+                return (
+                    False  # what has come is read: given up now, it would come again only when the gateway looks for it
+                )
             if readable:
-                return False
+                os.read(self.wake, 4096)
+            if readable or tick <= 0:
+                return True
         raise TimeoutError(f"no answer within {timeout:.0f} s")
 
     def pause_s(self, trouble: Away, spread_s: float) -> float:

@@ -48,7 +48,8 @@ class Gateway:
         self.boot_id, self.facts = "", dict[str, Any]()
         self.protocol = protocol.VERSION  # that it answers sessions in
         self.sequence = 0
-        self.waiting: list[dict[str, str]] = []  # envelopes, sent with every poll until `taken`
+        self.waiting: list[dict[str, str]] = []  # envelopes
+        self.handed: list[dict[str, str]] = []  # those of them that a poll was answered with last
         self.reports: list[dict[str, Any]] = []
         self.rejected: set[str] = set()
         self.polls: list[tuple[float, str]] = []  # (when, state)
@@ -115,6 +116,13 @@ class Gateway:
 
     # What it answers
 
+    def unheard(self, cursor: int) -> list[dict[str, str]]:
+        """What went out with an answer that the daemon was no longer there for, as its cursor tells."""
+        handed, self.handed = self.handed, []
+        heard = {report["command"] for report in self.reports}
+        bodies = [(one, json.loads(base64.b64decode(one["envelope"]))) for one in handed if "envelope" in one]
+        return [one for one, body in bodies if body["sequence"] > cursor and body["command"] not in heard]
+
     def answer(
         self, method: str, path: str, query: dict[str, list[str]], body: bytes, connection: socket.socket
     ) -> tuple[int, bytes, dict[str, str]]:
@@ -142,11 +150,12 @@ class Gateway:
                 self.polls.append((time.monotonic(), query["state"][0]))
                 mine = len(self.polls)
                 self.changed.notify_all()
+                self.waiting = [*self.unheard(int(query["cursor"][0])), *self.waiting]
                 self.changed.wait_for(lambda: self.waiting or len(self.polls) > mine, self.hold_s)
                 # A poll that the daemon gave up must take nothing.
                 commands = self.waiting if len(self.polls) == mine and not gone(connection) else []
                 if commands:
-                    self.waiting = []
+                    self.waiting, self.handed = [], commands
             if not commands:
                 return 204, b"", {"Fleet-Time": str(self.now_ms())}
             return 200, json.dumps({"commands": commands, "server_time_ms": self.now_ms()}).encode(), {}

@@ -50,7 +50,8 @@ class Observed(agent.Agent):
             resident = int(open("/proc/self/status").read().partition("VmRSS:")[2].split()[0])
             hours.append([hour, tracemalloc.get_traced_memory()[0], resident, tries[0], len(self.memory.unsent)])
         if hour >= {HOURS}:
-            with open("/run/hours", "w") as file: json.dump(hours, file)
+            with open("/run/hours.new", "w") as file: json.dump(hours, file)
+            os.rename("/run/hours.new", "/run/hours")
             os._exit(0)
 agent.Agent = Observed
 sys.stderr = open(os.devnull, "w")
