@@ -76,7 +76,9 @@ def test_nothing_of_a_stubborn_user_outlives_a_cycle(pc: Machine, fresh: str, ti
     assert pc.pc.sh(LOOK) == fresh
     usual, before, polls = programs(pc), pc.sessions(), len(pc.gateway.polls)
     pc.pc.enter("stubborn")
-    pc.pc.sh("until [ -e /tmp/stubborn ]; do sleep 0.2; done", 40)
+    pc.pc.sh(
+        "until [ -e /tmp/stubborn ]; do sleep 0.2; done", 120
+    )  # forks by the dozen, in a PC without an accelerator
     pc.pc.sh("cd /home/player; mkdir mounted && mount -t tmpfs other mounted && echo more >mounted/more; cd /")
     pc.wait_for_state(protocol.IN_USE, polls)
     assert pc.pc.sh(LOOK) != fresh
