@@ -4,14 +4,17 @@ import { startOrdering } from "./order.js";
 import { startSelection } from "./select.js";
 
 const board = document.querySelector("[data-board]");
-const sections = new Map(
-  ["clients", "counts", "classes", "builds", "commands", "releases", "restores"].map((name) => [name, new Map()]),
-);
+const sections = new Map(); // of each the items, by their keys
 let clockAhead = 0; // ms the server's clock is ahead of ours
 let heard = Date.now();
 
 for (const item of board.querySelectorAll("[data-key]")) {
-  sections.get(sectionOf(item)).set(item.dataset.key, item);
+  section(sectionOf(item)).set(item.dataset.key, item);
+}
+
+function section(name) {
+  if (!sections.has(name)) sections.set(name, new Map());
+  return sections.get(name);
 }
 
 function sectionOf(item) {
@@ -40,7 +43,7 @@ function update(item, fresh) {
 
 function apply({ full, now, sections: parts }) {
   clockAhead = now - Date.now();
-  const before = new Map([...sections.get("clients")].map(([key, tile]) => [key, tile.dataset.state]));
+  const before = new Map([...section("clients")].map(([key, tile]) => [key, tile.dataset.state]));
   for (const [name, part] of Object.entries(parts)) applySection(name, part, full);
   if (Object.keys(parts).length) {
     tellNews(before);
@@ -50,7 +53,7 @@ function apply({ full, now, sections: parts }) {
 }
 
 function applySection(name, { items, gone, order }, full) {
-  const known = sections.get(name);
+  const known = section(name);
   const list = board.querySelector(`[data-section="${name}"]`);
   for (const [key, [digest, html]] of Object.entries(items)) {
     const item = known.get(key);
@@ -71,9 +74,9 @@ function applySection(name, { items, gone, order }, full) {
     if (item === next) next = next.nextElementSibling;
     else list.insertBefore(item, next);
   }
-  const section = list.closest("section");
-  if (section.hasAttribute("data-empty-hides")) section.hidden = !known.size;
-  const empty = section.querySelector("[data-when-empty]");
+  const part = list.closest("section");
+  if (part.hasAttribute("data-empty-hides")) part.hidden = !known.size;
+  const empty = part.querySelector("[data-when-empty]");
   if (empty) empty.hidden = known.size > 0;
 }
 
@@ -106,7 +109,7 @@ const stories = new Map();
 let telling = 0;
 
 function tellNews(before) {
-  for (const [key, tile] of sections.get("clients")) {
+  for (const [key, tile] of section("clients")) {
     const { state, title, word } = tile.dataset;
     if (before.get(key) !== state) stories.set(key, `${title} ${word.toLowerCase()}`);
   }
