@@ -44,6 +44,16 @@ identity() {
     ln -s /run/fleet/resolv.conf /newroot/etc/resolv.conf
 }
 
+# programs: what the user may call (fleet-hold), by its name in login shells. Where profile.d is a link into the share, a copy
+# takes its place. No PC stays off for want of it.
+programs() {
+    ln -s ../agent/hands/ask.py /run/fleet/bin/fleet-hold
+    if [ -L /newroot/etc/profile.d ]; then
+        rm /newroot/etc/profile.d && cp -a /newroot/.ro/etc/profile.d /newroot/etc/profile.d
+    fi
+    [ ! -d /newroot/etc/profile.d ] || echo "PATH=\$PATH:/run/fleet/bin" >/newroot/etc/profile.d/fleet.sh
+}
+
 # units: the daemon with its units, and what systemd must know of a root that has no disk.
 units() {
     mkdir -p /run/systemd/system/multi-user.target.wants /run/systemd/system-generators /run/systemd/network

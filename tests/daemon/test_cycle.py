@@ -23,22 +23,25 @@ for folder, folders, files in sorted(os.walk(".")):
 """
 COUNT = r"""cd /run/fleet/home/upper/upper && find . ! -type d ! -type c | wc -l
 find . -type f -printf '%s\n' | awk '{bytes += $1} END {print bytes + 0}'"""
-# Kills the daemon the moment there is another home than the one there was: it is restored, but nobody is logged in.
-KILL = """python3 - <<'END'
-import os, signal, subprocess, time
-daemon = int(subprocess.check_output(["systemctl", "show", "-P", "MainPID", "fleet-agent"]))
-def homes():
-    with open("/proc/self/mountinfo") as lines:
-        return [line.split()[0] for line in lines if " /home/player " in line]
-old = homes()
-if os.fork() == 0:
-    os.setsid()
-    while homes() in (old, []):
-        time.sleep(0.001)
-    os.kill(daemon, signal.SIGKILL)
-    with open("/tmp/killed", "w") as file:
-        print("held" if os.path.exists("/run/fleet/held") else "too late", file=file)
-END"""
+# In the daemon's place, once: a daemon that dies as soon as a phase of a cycle has ended.
+DIES = """[Service]
+ExecStart=
+ExecStart=/usr/bin/python3 -E -s -S /run/dies.py
+"""
+DYING = """
+import os, signal
+from agent.daemon import agent
+from agent.hands import cycle
+real = cycle.Cycle.phase
+def phase(self, name):
+    real(self, name)
+    if name == %r and not os.path.exists("/run/died"):
+        with open("/run/died", "w") as file:
+            print("held" if os.path.exists("/run/fleet/held") else "let go", file=file)
+        os.kill(os.getpid(), signal.SIGKILL)
+cycle.Cycle.phase = phase
+agent.main()
+"""
 
 WHY = "journalctl -b -o short-monotonic --no-pager | tail -60; loginctl list-sessions; systemctl list-jobs; ps axf -o pid,user,stat,args"
 
@@ -136,20 +139,66 @@ def test_a_cycle_to_a_home_that_there_is_not_fails_and_leaves_the_user_alone(
     assert pc.wait_for_report(order(pc))["state"] == protocol.SUCCEEDED
 
 
-def test_a_daemon_killed_in_the_middle_finishes_the_cycle_and_tells_of_it(pc: Machine, fresh: str) -> None:
+def change_unit(pc: Machine, drop_in: str) -> None:
+    """Run the daemon by another unit from now on; '' is the unit as it was."""
+    sessions = pc.gateway.sessions
+    place = "/run/systemd/system/fleet-agent.service.d"
+    pc.pc.sh(f"rm -rf {place}; mkdir {place}; cat >{place}/test.conf <<'END'\n{drop_in}\nEND\nsystemctl daemon-reload")
+    pc.pc.sh("systemctl restart fleet-agent")
+    pc.gateway.wait(lambda: pc.gateway.sessions > sessions, 60)
+
+
+@pytest.mark.parametrize("phase", ["kill", "restore", "verify", "unmount", "login"])
+def test_a_daemon_killed_in_the_middle_finishes_the_cycle_and_tells_of_it(pc: Machine, fresh: str, phase: str) -> None:
+    pc.pc.sh(
+        f"rm -f /run/died; cat >/run/dies.py <<'END'\nimport sys\nsys.path.insert(0, '/run/fleet')\n{DYING % phase}\nEND"
+    )
+    change_unit(pc, DIES)
     before, sessions = pc.sessions(), pc.gateway.sessions
     pc.pc.sh("echo mine | setpriv --reuid player --regid player --clear-groups tee /home/player/mine")
-    pc.pc.sh(KILL)
     command = order(pc)
     report = pc.wait_for_report(command)
-    assert pc.pc.sh("cat /tmp/killed; rm /tmp/killed") == "held\n"
+    assert pc.pc.sh("cat /run/died") == ("let go\n" if phase == "login" else "held\n")
     assert pc.gateway.sessions == sessions + 1
     assert report["state"] == protocol.SUCCEEDED, f"{report}\n{pc.pc.sh(WHY)}"
     assert report["result"]["after"] == pc.home["home_digest"]
-    assert report["result"]["files"] is None, "what the killed daemon threw away is not known"
+    # What the killed daemon threw away is not known; what it did not come to throw away is.
+    gone = phase in ("unmount", "login")
+    assert report["result"]["files"] == (None if gone else 1)
     assert pc.pc.sh(LOOK) == fresh
     assert not pc.sessions() & before
     assert report["result"]["session"] in pc.sessions()
+    change_unit(pc, "")
     again = pc.wait_for_report(order(pc))
     assert again["state"] == protocol.SUCCEEDED
     assert again["result"]["files"] == 0
+
+
+def test_a_daemon_that_hangs_is_started_anew(pc: Machine) -> None:
+    change_unit(pc, "[Service]\nWatchdogSec=12")
+    sessions = pc.gateway.sessions
+    pc.pc.sh("sleep 20")
+    assert pc.gateway.sessions == sessions, "it gives no sign of life"
+    pc.pc.sh("kill -STOP $(systemctl show -P MainPID fleet-agent)")
+    pc.gateway.wait(lambda: pc.gateway.sessions > sessions, 60)
+    change_unit(pc, "")
+
+
+def test_the_user_holds_the_pc_and_is_warned_on_the_console(pc: Machine, fresh: str) -> None:
+    user = "setpriv --reuid player --regid player --clear-groups"
+    assert pc.pc.sh(f"{user} sh -c 'cd /; . /etc/profile; fleet-hold \"match running\" 90m'").startswith(
+        "Held for 90 minutes"
+    )
+    assert pc.wait_for_report(order(pc))["reason"] == "held"
+    message = pc.gateway.command(protocol.MESSAGE, {"text": "The final begins.", "seconds": 5})
+    pc.gateway.send(pc.gateway.wrap(message))
+    assert pc.wait_for_report(message)["result"] == {"shown": "tty1"}
+    command = order(pc, warn_s=6, text="We close.", more=1, force=True)
+    pc.wait_for_report(command, protocol.ACCEPTED)
+    screen = pc.pc.sh("sleep 2; cat /dev/vcs1")
+    assert "The final begins." in screen
+    assert "We close. This session ends" in screen
+    report = pc.wait_for_report(command)
+    assert report["state"] == protocol.SUCCEEDED
+    assert pc.pc.sh(LOOK) == fresh
+    assert pc.pc.sh(f"cd /; {user} /run/fleet/bin/fleet-hold").startswith("Nothing is held")
