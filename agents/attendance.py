@@ -98,7 +98,7 @@ class Known(NamedTuple):
 
 def sessions_by(bearers: Sequence[str]) -> list[Known | None]:
     """The sessions of bearers, which are told by their hashes."""
-    rows = BootSession.objects.filter(bearer_digest__in=bearers).order_by()
+    rows = BootSession.objects.filter(bearer_digest__among=bearers).order_by()
     known = {row[0]: Known(*row[1:]) for row in rows.values_list("bearer_digest", *Known._fields)}
     return [known.get(bearer) for bearer in bearers]
 
@@ -137,7 +137,7 @@ def open_session(
 def open_sessions(openings: Sequence[Opening]) -> list[WrongState | None]:
     """The daemons are up; the WrongState of each session that was superseded or revoked, or opened by another boot."""
     states = locked_all({opening.client for opening in openings})
-    rows = BootSession.objects.filter(pk__in=[opening.session for opening in openings]).order_by()
+    rows = BootSession.objects.filter(pk__among=[opening.session for opening in openings]).order_by()
     before = {row[0]: row[1:] for row in rows.values_list("pk", "boot_id", "status", "opened_at", "command_keys")}
     now = timezone.now()
     opened: dict[UUID, Opening] = {}
@@ -158,7 +158,7 @@ def open_sessions(openings: Sequence[Opening]) -> list[WrongState | None]:
     update_rows(BootSession, columns, changes)
     for network, those in _by(lambda one: one.facts.get("network"), opened.values()).items():
         if network:  # an old daemon says none
-            moved = Client.objects.filter(pk__in=[one.client for one in those]).exclude(network=network)
+            moved = Client.objects.filter(pk__among=[one.client for one in those]).exclude(network=network)
             moved.update(network=network)
     for shown, clients in _by(lambda client: states[client], {one.client for one in opened.values()}).items():
         if shown != ClientState.CYCLING:
@@ -205,7 +205,7 @@ def say_states(words: Sequence[Says]) -> list[None]:
     locked_all(
         {word.client for word in words}
     )  # or the clock, which calls one lost at this moment, would have the last word
-    sessions = BootSession.objects.filter(pk__in=last).order_by()
+    sessions = BootSession.objects.filter(pk__among=last).order_by()
     now = timezone.now()
     sessions.filter(status=SessionStatus.LOST).update(status=SessionStatus.OPEN, last_seen=now, ended_at=None)
     is_open = set(sessions.filter(status=SessionStatus.OPEN).values_list("pk", flat=True))
@@ -232,10 +232,10 @@ def close_sessions(byes: Sequence[Bye]) -> list[None]:
     """The same of many."""
     locked_all({bye.client for bye in byes})
     alive = BootSession.objects.filter(
-        pk__in=[bye.session for bye in byes], status__in=BootSession.TRANSITIONS[SessionStatus.CLOSED]
+        pk__among=[bye.session for bye in byes], status__in=BootSession.TRANSITIONS[SessionStatus.CLOSED]
     ).order_by()
     ended = dict(alive.values_list("pk", "client_id"))
-    BootSession.objects.filter(pk__in=ended).update(status=SessionStatus.CLOSED, ended_at=timezone.now())
+    BootSession.objects.filter(pk__among=ended).update(status=SessionStatus.CLOSED, ended_at=timezone.now())
     silences(ended, "the client said that it goes down")
     observe_all(ended.values(), ClientState.OFF)
     return [None] * len(byes)
@@ -270,7 +270,7 @@ def seen(present: Mapping[UUID, Said]) -> None:
     parts = [ids[start : start + MOST] for start in range(0, len(ids), MOST)]
     # First what locks clients: the clock, too, locks them before it looks at their sessions.
     for part in parts:
-        rows = BootSession.objects.filter(_otherwise(part, present), pk__in=part).order_by()
+        rows = BootSession.objects.filter(_otherwise(part, present), pk__among=part).order_by()
         wrong = [
             Says(session, client, present[session].state or protocol.READY)
             for session, client, status, since in rows.values_list("pk", "client_id", "status", "client__since")
@@ -279,7 +279,7 @@ def seen(present: Mapping[UUID, Said]) -> None:
         if wrong:
             say_states(wrong)
     for part in parts:
-        BootSession.objects.filter(pk__in=part).update(last_seen=timezone.now())
+        BootSession.objects.filter(pk__among=part).update(last_seen=timezone.now())
 
 
 def _otherwise(sessions: Sequence[UUID], present: Mapping[UUID, Said]) -> Q:
@@ -287,5 +287,5 @@ def _otherwise(sessions: Sequence[UUID], present: Mapping[UUID, Said]) -> Q:
     lost = Q(status=SessionStatus.LOST)
     for state, those in _by(lambda session: present[session].state, sessions).items():
         if state in _STATES:
-            lost |= Q(pk__in=those, status=SessionStatus.OPEN) & ~Q(client__state=_STATES[state])
+            lost |= Q(pk__among=those, status=SessionStatus.OPEN) & ~Q(client__state=_STATES[state])
     return lost

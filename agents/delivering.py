@@ -24,7 +24,7 @@ def cut_off(since: datetime) -> set[UUID]:
 def envelopes(asked: Sequence[tuple[UUID, int]]) -> list[list[dict[str, str]]]:
     """The deliverable commands of each session above its cursor, oldest first. One that was delivered and not accepted comes again."""
     sessions = [session for session, _ in asked]
-    sent = Command.objects.filter(session__in=sessions, status=CommandStatus.SENT).order_by("sequence")
+    sent = Command.objects.filter(session__among=sessions, status=CommandStatus.SENT).order_by("sequence")
     found: dict[UUID | None, list[tuple[int, dict[str, str]]]] = {}
     steps = []
     columns = ("order", "pk", "client", "session", "sequence", "envelope", "signature", "key_id")

@@ -100,7 +100,7 @@ def take_report(session: BootSession, report: Mapping[str, Any]) -> str:
 def take_reports(told: Sequence[Told]) -> list[list[str]]:
     """Apply the reports of many clients; for each "" when taken, else why not. A command of another client is not touched."""
     keys = {UUID(report["command"]) for one in told for report in one.reports}
-    rows = Command.objects.select_for_update(no_key=True).filter(pk__in=keys).order_by("pk")
+    rows = Command.objects.select_for_update(no_key=True).filter(pk__among=keys).order_by("pk")
     standing = {
         row[0]: _Standing(*row[1:])
         for row in rows.values_list("pk", "client", "verb", "status", "order", "session", "sent_at", "args")
@@ -193,7 +193,9 @@ def _accept(keys: Sequence[UUID], standing: Mapping[UUID, _Standing]) -> None:
     if not keys:
         return
     at = timezone.now()
-    Command.objects.filter(pk__in=keys, status=CommandStatus.SENT).update(status=CommandStatus.ACCEPTED, accepted_at=at)
+    Command.objects.filter(pk__among=keys, status=CommandStatus.SENT).update(
+        status=CommandStatus.ACCEPTED, accepted_at=at
+    )
     commands = [(key, standing[key]) for key in keys]
     steps = [telling.Step(command.order, key, command.client, command.session) for key, command in commands]
     transaction.on_commit(partial(metrics.accepted, [(command.verb, command.sent_at) for _, command in commands], at))
@@ -251,7 +253,7 @@ def new_boots(boots: Iterable[Boot]) -> None:
     """Boots began: what they say of the commands of the boots before. One of each client."""
     began = {boot.client: boot.boot_id for boot in boots}
     commands = Command.objects.select_for_update(of=("self",), no_key=True).filter(
-        client__in=began, status__in=_UNDER_WAY
+        client__among=list(began), status__in=_UNDER_WAY
     )
     rows = commands.order_by("pk").values_list("pk", "client", "verb", "status", "session__boot_id")
     _end_all(
@@ -286,7 +288,7 @@ def silence(session: BootSession, how: str) -> bool:
 def silences(sessions: Collection[UUID], how: str) -> int:
     """The same of many; of how many it was to be so."""
     accepted = Command.objects.select_for_update(no_key=True).filter(
-        session__in=sessions, verb=Verb.POWEROFF, status=CommandStatus.ACCEPTED
+        session__among=sessions, verb=Verb.POWEROFF, status=CommandStatus.ACCEPTED
     )
     keys = list(accepted.order_by("pk").values_list("pk", flat=True))
     _end_all({key: End(CommandStatus.SUCCEEDED, how, {}) for key in keys})

@@ -34,7 +34,7 @@ def clean(said: dict[str, object]) -> tuple[str, datetime | None]:
 
 def forget(clients: Iterable[UUID]) -> None:
     """New boots: who held the PC before is gone."""
-    Client.objects.filter(pk__in=list(clients)).exclude(hold_reason="").update(hold_reason="", hold_until=None)
+    Client.objects.filter(pk__among=list(clients)).exclude(hold_reason="").update(hold_reason="", hold_until=None)
 
 
 @transaction.atomic

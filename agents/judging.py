@@ -23,17 +23,17 @@ _WAITING = (SessionStatus.BOOTING, SessionStatus.OPEN, SessionStatus.LOST)
 def ready(sessions: Collection[UUID]) -> None:
     """The clients of these sessions are ready; said often, counted once."""
     now = timezone.now()
-    unjudged = BootSession.objects.filter(pk__in=sessions, verdict="").exclude(release=None).order_by()
+    unjudged = BootSession.objects.filter(pk__among=sessions, verdict="").exclude(release=None).order_by()
     for limit in set(unjudged.values_list("release__ready_within_s", flat=True)) if sessions else ():
         began = now - timedelta(seconds=limit)
         good = Case(When(planned_at__gte=began, then=Value(Verdict.GOOD)), default=Value(Verdict.BAD))
-        of_limit = BootSession.objects.filter(pk__in=sessions, verdict="", release__ready_within_s=limit)
+        of_limit = BootSession.objects.filter(pk__among=sessions, verdict="", release__ready_within_s=limit)
         of_limit.update(verdict=good, ready_at=now)
 
 
 def failed(sessions: Collection[UUID]) -> None:
     """The clients of these sessions cannot boot: they say so, or boot anew; nothing where they were ready before."""
-    BootSession.objects.filter(pk__in=sessions, verdict="").update(verdict=Verdict.BAD)
+    BootSession.objects.filter(pk__among=sessions, verdict="").update(verdict=Verdict.BAD)
 
 
 @dataclass(frozen=True)

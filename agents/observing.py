@@ -19,7 +19,7 @@ def locked(client: UUID) -> Client:
 
 def locked_all(clients: Collection[UUID]) -> dict[UUID, ClientState]:
     """The same of many, with the state that each is shown in. In one order everywhere, or two of us would wait for each other."""
-    rows = Client.objects.select_for_update(no_key=True).filter(pk__in=clients).order_by("pk")
+    rows = Client.objects.select_for_update(no_key=True).filter(pk__among=clients).order_by("pk")
     return {pk: ClientState(state) for pk, state in rows.values_list("pk", "state")}
 
 
@@ -37,4 +37,4 @@ def observe_all(clients: Collection[UUID], state: ClientState, **changes: object
     now = timezone.now()
     since = Case(When(state=state, then=F("since")), default=now)
     if clients:
-        Client.objects.filter(pk__in=clients).update(state=state, since=since, last_seen=now, **changes)
+        Client.objects.filter(pk__among=clients).update(state=state, since=since, last_seen=now, **changes)

@@ -85,7 +85,7 @@ def _tokens(forms: Sequence[Mapping[str, str]]) -> dict[str, BootToken]:
     clients = {
         client.pk: client
         for client in Client.objects.select_for_update(of=("self",), no_key=True)
-        .filter(pk__in={token.client_id for token in tokens})
+        .filter(pk__among={token.client_id for token in tokens})
         .order_by("pk")
     }
     sites = Site.objects.select_related("default_class").in_bulk({client.site_id for client in clients.values()})
@@ -219,7 +219,7 @@ def _judge(form: Mapping[str, str], token: BootToken, released: _Released) -> _D
 def _write_down(drafts: Collection[_Draft]) -> None:
     """What was heard of the clients, and which tokens are used up."""
     now = timezone.now()
-    BootToken.objects.filter(pk__in=[draft.token.pk for draft in drafts], heard_at=None).update(heard_at=now)
+    BootToken.objects.filter(pk__among=[draft.token.pk for draft in drafts], heard_at=None).update(heard_at=now)
     changed = []
     for draft in drafts:
         client, adapters = draft.token.client, [adapter.as_json() for adapter in draft.adapters]
@@ -232,7 +232,7 @@ def _write_down(drafts: Collection[_Draft]) -> None:
         if draft.trouble:
             observe_all([draft.token.client_id], ClientState.BOOTING, trouble=draft.trouble)
         draft.token.used_at = now if draft.used else None
-    BootToken.objects.filter(pk__in=[draft.token.pk for draft in drafts if draft.used]).update(used_at=now)
+    BootToken.objects.filter(pk__among=[draft.token.pk for draft in drafts if draft.used]).update(used_at=now)
 
 
 def _begin(drafts: Sequence[_Draft], keys: Mapping[str, str]) -> dict[UUID, tuple[Begun, str]]:
@@ -246,9 +246,9 @@ def _begin(drafts: Sequence[_Draft], keys: Mapping[str, str]) -> dict[UUID, tupl
     twins.booted([(draft.token.client, UUID(draft.boot_id)) for draft in drafts])
     # A lost one too: it would open again as soon as it is heard of.
     alive = (*BootSession.LIVE, SessionStatus.LOST)
-    older = list(BootSession.objects.filter(client__in=clients, status__in=alive).values_list("pk", flat=True))
+    older = list(BootSession.objects.filter(client__among=clients, status__in=alive).values_list("pk", flat=True))
     ended = Coalesce("ended_at", now)
-    BootSession.objects.filter(pk__in=older).update(status=SessionStatus.SUPERSEDED, ended_at=ended)
+    BootSession.objects.filter(pk__among=older).update(status=SessionStatus.SUPERSEDED, ended_at=ended)
     judging.failed(older)  # they began anew without a word, as what panics does
     begun, rows = {}, []
     for draft in drafts:

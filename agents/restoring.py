@@ -71,7 +71,7 @@ def _seal(site: Site, cycles: Sequence[Story], restores: Sequence[HomeRestore]) 
     rows = ([getattr(restore, f"{name}_id" if name in _KEYS else name) for name in _OWN] for restore in restores)
     if insert_rows(HomeRestore(site=site, at=now), _OWN, rows) != len(restores):
         raise IntegrityError("One of these restores was written down before.")
-    stored = HomeRestore.objects.filter(command__in=[cycle.pk for cycle in cycles])
+    stored = HomeRestore.objects.filter(command__among=[cycle.pk for cycle in cycles])
     keys = dict(stored.order_by().values_list("command", "pk"))
     events = []
     for cycle, restore in zip(cycles, restores, strict=True):

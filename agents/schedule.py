@@ -2,7 +2,7 @@
 
 import logging
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import redis
 from django.conf import settings
@@ -34,17 +34,15 @@ def tick() -> None:
         judging.judge()  # a gateway that was away is no fault of a version
 
 
-def _commands(*statuses: CommandStatus) -> "list[Command]":
+def _commands(*statuses: CommandStatus, **late: datetime) -> "list[Command]":
     rows = Command.objects.select_related("order__site", "order__ordered_by", "client", "session__client_class")
-    return list(rows.filter(status__in=statuses))
+    return list(rows.filter(status__in=statuses, **late))
 
 
 def _expire() -> None:
     """Nobody accepted in time."""
-    now = timezone.now()
-    for command in _commands(CommandStatus.QUEUED, CommandStatus.SENT):
-        if command.expires_at <= now:
-            _end(command, CommandStatus.EXPIRED, "nobody accepted it in time")
+    for command in _commands(CommandStatus.QUEUED, CommandStatus.SENT, expires_at__lte=timezone.now()):
+        _end(command, CommandStatus.EXPIRED, "nobody accepted it in time")
 
 
 def _lose_commands() -> None:
@@ -52,8 +50,9 @@ def _lose_commands() -> None:
 
     Where the user is warned first it counts from the end of the warning.
     """
-    for command in _commands(CommandStatus.ACCEPTED):
-        limits = {Verb.RESTART: settings.BOOT_LIMIT, Verb.CAPTURE: settings.CAPTURE_LIMIT}
+    limits = {Verb.RESTART: settings.BOOT_LIMIT, Verb.CAPTURE: settings.CAPTURE_LIMIT}
+    soonest = timezone.now() - timedelta(seconds=min(settings.COMMAND_LIFE, *limits.values()))
+    for command in _commands(CommandStatus.ACCEPTED, accepted_at__lt=soonest):
         limit = limits.get(Verb(command.verb), settings.COMMAND_LIFE)
         assert command.accepted_at is not None
         warned = command.accepted_at + timedelta(seconds=command.args.get("warn_s", 0))

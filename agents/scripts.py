@@ -181,7 +181,7 @@ def _begin(starts: Sequence[tuple[Client, Release, str]]) -> None:
         return
     clients = {client.pk for client, _, _ in starts}
     now = timezone.now()
-    BootToken.objects.filter(client__in=clients, expires_at__lt=now - KEPT).delete()
+    BootToken.objects.filter(client__among=clients, expires_at__lt=now - KEPT).delete()
     pattern = BootToken(created_at=now, expires_at=now + timedelta(seconds=settings.BOOT_TOKEN_LIFE))
     rows = (
         (client.pk, token_hash(token), (release.version.manifest or {})["kernel_release"], release.pk)

@@ -124,11 +124,11 @@ class Draft:
 def _prepare(verb: str, keys: Sequence[UUID]) -> list[Draft]:
     """Number the commands, bind each to its client's present boot, and write them down. Those that cannot be sent end."""
     # In this order everywhere, or two of us would wait for each other.
-    clients = Client.objects.select_for_update(of=("self",), no_key=True).filter(commands__in=keys).order_by("pk")
+    clients = Client.objects.select_for_update(of=("self",), no_key=True).filter(commands__among=keys).order_by("pk")
     sequences = dict(clients.values_list("pk", "sequence"))
-    queued = Command.objects.filter(pk__in=keys, status=CommandStatus.QUEUED).order_by()
+    queued = Command.objects.filter(pk__among=keys, status=CommandStatus.QUEUED).order_by()
     drafts = [Draft(*row) for row in queued.values_list("pk", "client", "order", "expires_at", "args")]
-    opened = BootSession.objects.filter(client__in=sequences, status=SessionStatus.OPEN).order_by()
+    opened = BootSession.objects.filter(client__among=list(sequences), status=SessionStatus.OPEN).order_by()
     sessions = {row[0]: row for row in opened.values_list("client", "pk", "boot_id", "protocol", "release")}
     orders = Order.objects.select_related("site").in_bulk({draft.order for draft in drafts})
     releases = Release.objects.select_related("home", "version").in_bulk({row[4] for row in sessions.values()} - {None})
@@ -150,11 +150,11 @@ def _prepare(verb: str, keys: Sequence[UUID]) -> list[Draft]:
         else:
             ready.append(draft)
     for (status, why), ended in hopeless.items():
-        still = Command.objects.filter(pk__in=[draft.key for draft in ended], status=CommandStatus.QUEUED)
+        still = Command.objects.filter(pk__among=[draft.key for draft in ended], status=CommandStatus.QUEUED)
         still.update(status=status, finished_at=now, reason=why)
         telling.hopeless(status, why, (draft.order for draft in ended))
     # A number is used up here, also where the sender dies before it signs: no two envelopes of a client ever have the same.
-    Client.objects.filter(pk__in=[draft.client for draft in ready]).update(sequence=F("sequence") + 1)
+    Client.objects.filter(pk__among=[draft.client for draft in ready]).update(sequence=F("sequence") + 1)
     _write_down(verb, ready, orders)
     return ready
 

@@ -61,5 +61,5 @@ class Story(NamedTuple):
 
 def of(commands: Collection[UUID]) -> list[Story]:
     """In the order of their keys."""
-    rows = Command.objects.filter(pk__in=commands).order_by("pk")
+    rows = Command.objects.filter(pk__among=commands).order_by("pk")
     return [Story(*row) for row in rows.values_list(*(_PATHS.get(name, name) for name in Story._fields))]

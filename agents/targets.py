@@ -95,7 +95,7 @@ def _order(campaign: Campaign, keys: Sequence[int], now: datetime) -> int:
     order = campaign.order
     expires = min(now + timedelta(seconds=settings.COMMAND_LIFE), campaign.expires_at)
     pattern = Command(order=order, verb=order.verb, queued_at=now, expires_at=expires)
-    chosen = Target.objects.filter(pk__in=keys)
+    chosen = Target.objects.filter(pk__among=keys)
     # In one order everywhere, or two who order something of the same clients would wait for each other.
     insert_rows(pattern, ["id", "client"], chosen.order_by("client").values_list(_command_of(order, "pk"), "client"))
     made = Exists(Command.objects.filter(pk=_command_of(order, OuterRef("pk"))))

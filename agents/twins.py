@@ -32,7 +32,7 @@ def heard(session_id: UUID) -> None:
 def booted(boots: Sequence[tuple[Client, UUID]]) -> None:
     """Boots ask for their plans: the same as once before, though another one came between (A, B, A)."""
     before = BootSession.objects.filter(
-        client__in=[client for client, _ in boots], boot_id__in=[boot for _, boot in boots]
+        client__among=[client for client, _ in boots], boot_id__among=[boot for _, boot in boots]
     )
     known = set(before.order_by().values_list("client", "boot_id"))  # hardly ever any
     for client, boot_id in boots:

@@ -183,7 +183,10 @@ class Daemons:
         """
         try:
             asked = [(poll.attendant.session, poll.cursor) for poll in polls]
-            found = await self._database.read(delivering.envelopes, asked)
+            if len(asked) == 1:  # who came while others were given theirs: with all who did
+                found = [await self._database.read_all(delivering.envelopes, asked[0])]
+            else:
+                found = await self._database.read(delivering.envelopes, asked)
         except Exception:
             log.exception("The commands of %d clients could not be read; they ask again", len(polls))
             for poll in polls:

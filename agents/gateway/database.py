@@ -1,14 +1,16 @@
 """The database from an event loop: those who ask the same at once are answered together.
 
 There is one thread for reads and one for writes. While it is at work, what is asked meanwhile comes together; then all that ask the same
-function are its next group. So a lonely question waits for nobody, and of ten thousand five hundred share a handful of queries. A group of
-writes is a transaction, and each of it is answered when that is durable.
+function are its next group. So a lonely question waits for nobody, and of ten thousand five hundred share a handful of queries. Where a
+function was asked just now the next group waits a moment (``PACE_S``) for others to come along: its statements cost the same for one and for
+many. A group of writes is a transaction, and each of it is answered when that is durable.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from django.db import close_old_connections, transaction
@@ -19,6 +21,7 @@ Group = Callable[[Sequence[Item]], Sequence[T | Exception]]
 log = logging.getLogger(__name__)
 MOST = 500  # in one group: the first of ten thousand need not wait for the last
 AT_ONCE, IN_TURN, AT_LEISURE = range(3)  # who goes first
+PACE_S = (0.02, 0.05, 0.25)  # by urgency: from the beginning of a group to that of the next of the same function
 
 
 class Lane:
@@ -30,20 +33,29 @@ class Lane:
         # By urgency; of each the groups in the order in which their first item came.
         self._waiting: list[dict[Any, list[tuple[Any, asyncio.Future[Any]]]]] = [{}, {}, {}]
         self._asked = asyncio.Event()
+        self._again: dict[Any, float] = {}  # when a function may be asked again, by the loop's clock
 
     async def ask(self, group: Group[Item, T], item: Item, urgency: int = IN_TURN) -> T:
         """What ``group`` has for ``item``, or its exception."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting[urgency].setdefault(group, []).append((item, future))
-        self._asked.set()
+        waiting = self._waiting[urgency].setdefault(group, [])
+        waiting.append((item, future))
+        if len(waiting) in (1, MOST):
+            self._asked.set()
         return await future
 
     async def run(self) -> None:
         """Carry out groups for as long as the gateway runs."""
         loop = asyncio.get_running_loop()
         while True:
-            await self._asked.wait()
-            group, members = self._next()
+            self._asked.clear()
+            found, pause_s = self._next(loop.time())
+            if found is None:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await self._asked.wait()
+                continue
+            group, members = found
             try:
                 outcomes = await loop.run_in_executor(
                     self._thread, self._carry_out, group, [item for item, _ in members]
@@ -58,15 +70,22 @@ class Lane:
                 else:
                     future.set_result(outcome)
 
-    def _next(self) -> tuple[Group[Any, Any], list[tuple[Any, "asyncio.Future[Any]"]]]:
-        groups = next(groups for groups in self._waiting if groups)
-        group = next(iter(groups))
-        members = groups.pop(group)
-        if len(members) > MOST:
-            groups[group] = members[MOST:]  # behind the others
-        if not any(self._waiting):
-            self._asked.clear()
-        return group, members[:MOST]
+    def _next(self, now: float) -> tuple[tuple[Any, list[tuple[Any, "asyncio.Future[Any]"]]] | None, float | None]:
+        """The next group with its members; else how long until there may be one, None where nobody waits."""
+        soonest: float | None = None
+        for groups, pace_s in zip(self._waiting, PACE_S, strict=True):
+            for group, members in groups.items():
+                ready = self._again.get(group, 0.0) if len(members) < MOST else 0.0
+                if ready > now:
+                    soonest = min(ready, soonest or ready)
+                    continue
+                del groups[group]
+                if len(members) > MOST:
+                    groups[group] = members[MOST:]  # behind the others
+                if group is not each:
+                    self._again[group] = now + pace_s
+                return (group, members[:MOST]), None
+        return None, None if soonest is None else soonest - now
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)

@@ -103,7 +103,9 @@ class Command(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     order = models.ForeignKey(Order, on_delete=models.PROTECT, related_name="commands")
-    client = models.ForeignKey(Client, on_delete=models.PROTECT, related_name="commands")
+    client = models.ForeignKey(  # by the index of command_sequence_unique_for_client
+        Client, on_delete=models.PROTECT, related_name="commands", db_index=False
+    )
     session = models.ForeignKey(BootSession, null=True, on_delete=models.PROTECT, related_name="commands")
     verb = models.CharField(max_length=12, choices=Verb.choices)
     args = models.JSONField(default=dict)

@@ -1,8 +1,10 @@
-"""One keep-alive connection of one client: HTTP/1.1 as the daemon's http.client speaks it, in as little memory as ten thousand need."""
+"""One keep-alive connection of one client: HTTP/1.1 as the daemon's http.client speaks it, in as little memory and time as ten thousand need."""
 
 import asyncio
 import json
-from typing import Any
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, cast
 
 PATIENCE_S = 90.0  # longer than a parked poll is held
 _MOST_BYTES = 1 << 20
@@ -16,52 +18,123 @@ class Away(Exception):
         self.status, self.retry_s = status, retry_s
 
 
-class Wire:
-    def __init__(self, host: str, port: int, headers: dict[str, str] | None = None) -> None:
-        self._host, self._port = host, port
-        self.headers = headers or {}
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
+class Interrupted(Exception):
+    """The wait was ended by who waited (``Wire.interrupt``)."""
 
-    async def ask(
-        self, method: str, path: str, body: bytes | dict[str, Any] | None = None
-    ) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers (names in small letters), body; Away for any status but 200 and 204, and for silence."""
+
+class Wire:
+    """``head`` are lines that each request has, with their line ends."""
+
+    __slots__ = ("_host", "_pipe", "_port", "head")
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host, self._port = host, port
+        self.head = ""
+        self._pipe: _Pipe | None = None
+
+    def say(self, headers: Iterable[tuple[str, str]]) -> None:
+        """What each request says from here on."""
+        lines = (f"{name}: {value}\r\n" for name, value in (("Host", self._host), *headers))
+        self.head = "".join(lines)
+
+    async def ask(self, method: str, path: str, body: bytes | dict[str, Any] = b"") -> tuple[int, bytes]:
+        """Status and body; Away for any status but 200 and 204, and for silence."""
         try:
-            async with asyncio.timeout(PATIENCE_S):
-                status, headers, content = await self._exchange(method, path, body)
+            answer = await self._exchange(method, path, json.dumps(body).encode() if isinstance(body, dict) else body)
         except (OSError, EOFError, ValueError, TimeoutError) as error:
             self.close()
             raise Away(f"{method} {path.partition('?')[0]}: {type(error).__name__}") from None
         except asyncio.CancelledError:
             self.close()  # an answer would come to the next question
             raise
-        if status not in (200, 204):
-            after = headers.get("retry-after", "")
-            raise Away(
-                f"{method} {path.partition('?')[0]}: {status}", status, float(after) if after.isdecimal() else 0.0
-            )
-        return status, headers, content
+        if answer.status not in (200, 204):
+            raise Away(f"{method} {path.partition('?')[0]}: {answer.status}", answer.status, answer.retry_s)
+        return answer.status, answer.content
 
-    async def _exchange(
-        self, method: str, path: str, body: bytes | dict[str, Any] | None
-    ) -> tuple[int, dict[str, str], bytes]:
-        if self._reader is None or self._writer is None:
-            self._reader, self._writer = await asyncio.open_connection(self._host, self._port, limit=1 << 14)
-        content = json.dumps(body).encode() if isinstance(body, dict) else body or b""
-        lines = [f"{method} {path} HTTP/1.1", f"Host: {self._host}", f"Content-Length: {len(content)}"]
-        lines += [f"{name}: {value}" for name, value in self.headers.items()]
-        self._writer.write("\r\n".join([*lines, "\r\n"]).encode() + content)
-        head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        status = int(head[0].split(" ", 2)[1])
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
-        length = min(int(headers.get("content-length", 0)), _MOST_BYTES)
-        answer = await self._reader.readexactly(length) if length else b""
-        if headers.get("connection") == "close":
-            self.close()
-        return status, headers, answer
+    async def _exchange(self, method: str, path: str, content: bytes) -> "_Answer":
+        loop = asyncio.get_running_loop()
+        pipe = self._pipe
+        if pipe is None or pipe.transport.is_closing():
+            async with asyncio.timeout(PATIENCE_S):
+                _, pipe = await loop.create_connection(_Pipe, self._host, self._port)
+            self._pipe = pipe
+        pipe.answer = loop.create_future()
+        pipe.transport.write(
+            f"{method} {path} HTTP/1.1\r\n{self.head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+        )
+        patience = loop.call_later(PATIENCE_S, pipe.fail, TimeoutError())
+        try:
+            return await pipe.answer
+        finally:
+            patience.cancel()
+            pipe.answer = None
+
+    def interrupt(self) -> None:
+        """Whoever waits for an answer has Interrupted, and the connection is closed: the answer is for nobody."""
+        if self._pipe is not None:
+            self._pipe.fail(Interrupted())
+        self.close()
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._reader = self._writer = None
+        if self._pipe is not None:
+            self._pipe.transport.close()
+        self._pipe = None
+
+
+class _Answer:
+    """Of all that was answered, what a client of a swarm reads."""
+
+    __slots__ = ("content", "retry_s", "status")
+
+    def __init__(self, head: bytes, content: bytes) -> None:
+        self.status, self.content = int(head[9:12]), content
+        self.retry_s = 0.0
+        if self.status not in (200, 204):
+            with suppress(ValueError):
+                self.retry_s = float(_header(head, b"retry-after"))
+
+
+class _Pipe(asyncio.Protocol):
+    """One connection, on which one question at a time is asked."""
+
+    __slots__ = ("_came", "answer", "transport")
+
+    def __init__(self) -> None:
+        self._came = b""
+        self.answer: asyncio.Future[_Answer] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.fail(exc if isinstance(exc, OSError) else EOFError())
+
+    def fail(self, error: Exception) -> None:
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_exception(error)
+
+    def data_received(self, data: bytes) -> None:
+        self._came += data
+        head, found, rest = self._came.partition(b"\r\n\r\n")
+        try:
+            length = int(_header(head, b"content-length") or 0)
+            if not found or (len(rest) < length <= _MOST_BYTES and len(head) <= _MOST_BYTES):
+                return
+            if not head.startswith(b"HTTP/1.1 ") or not 0 <= length == len(rest):
+                raise ValueError("that is no answer")
+            answer = _Answer(head, rest)
+        except ValueError as error:
+            self.fail(error)
+            self.transport.close()
+            return
+        self._came = b""
+        if b"connection: close" in head.lower():
+            self.transport.close()
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_result(answer)
+
+
+def _header(head: bytes, name: bytes) -> bytes:
+    """The value of a header; b"" where there is none."""
+    _, _, rest = head.lower().partition(b"\r\n" + name + b":")
+    return rest.partition(b"\r\n")[0].strip()

@@ -1,11 +1,14 @@
 import asyncio
+import gc
 import json
 import resource
+import signal
 import sys
 import time
 from typing import Any
 from urllib.parse import urlsplit
 
+import uvloop
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
@@ -21,8 +24,8 @@ RATES = ("fail", "duplicate", "drop", "reboot")
 class Command(BaseCommand):
     help = (
         "Plays thousands of clients of a site, to size it before an event: they boot, connect, obey orders and misbehave at the rates "
-        "given. Prints what they saw; as its last line one JSON object. Exit code 1 when a command was lost or carried out twice, or a "
-        "restore has no row. Only for a server without real clients: theirs is the same database."
+        "given. Prints what they saw, at the end or on Ctrl-C; as its last line one JSON object. Exit code 1 when a command was lost or "
+        "carried out twice, or a restore has no row. SIGUSR1 has it print that of all until then, and go on. Only for a server without real clients: theirs is the same database."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -53,9 +56,8 @@ class Command(BaseCommand):
         ledger = Ledger()
         clients = enrol(site, options["clients"])
         kernel = kernel_of(site)
-        asyncio.run(self._play(clients, site, kernel, nature, ledger, options))
-        found = ledger.verdict()
-        self._print(found, ledger)
+        uvloop.run(self._play(clients, site, kernel, nature, ledger, options))
+        found = self._tell(ledger)
         if found["lost"] or found["twice"] or found["unaudited"]:
             sys.exit(1)
 
@@ -65,6 +67,11 @@ class Command(BaseCommand):
         parts = urlsplit(options["gateway"])
         address = (parts.hostname or "127.0.0.1", parts.port or 80)
         lives: list[asyncio.Task[None]] = []
+        enough = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for end in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(end, enough.set)
+        loop.add_signal_handler(signal.SIGUSR1, lambda: loop.run_in_executor(None, self._tell, ledger))
         began = time.monotonic()
         try:
             for at in range(number):
@@ -73,13 +80,15 @@ class Command(BaseCommand):
                 await asyncio.sleep(max(0.0, began + (at + 1) / options["rate"] - time.monotonic()))
                 if at % 500 == 499:
                     self.stderr.write(f"{at + 1} switched on, {ledger.connected} connected")
-            while ledger.connected < number and time.monotonic() - began < 600:  # noqa: ASYNC110 - a count, of many tasks
+            while ledger.connected < number and time.monotonic() - began < 600 and not enough.is_set():  # noqa: ASYNC110 - a count
                 await asyncio.sleep(0.1)
             ledger.cold_start_s = time.monotonic() - began
             self.stderr.write(f"{ledger.connected} of {number} connected after {ledger.cold_start_s:.1f} s")
-            end = time.monotonic() + options["seconds"]
+            gc.collect()
+            gc.freeze()  # they stay: nobody need look through them again and again
+            until = time.monotonic() + options["seconds"]
             told = time.monotonic()
-            while time.monotonic() < end and not 0 < options["commands"] <= ledger.settled:
+            while time.monotonic() < until and not enough.is_set() and not 0 < options["commands"] <= ledger.settled:
                 await asyncio.sleep(0.1)
                 if time.monotonic() > told + 5:
                     told = time.monotonic()
@@ -89,12 +98,16 @@ class Command(BaseCommand):
                 life.cancel()
             await asyncio.gather(*lives, return_exceptions=True)
 
-    def _print(self, found: dict[str, float | int], ledger: Ledger) -> None:
+    def _tell(self, ledger: Ledger) -> dict[str, float | int]:
+        found = ledger.verdict()
         for why, times in ledger.troubles.most_common(12):
             self.stdout.write(f"  {times:7}  {why}")
         for name, value in found.items():
             self.stdout.write(f"{name:16} {value}")
-        self.stdout.write(json.dumps({**found, "boots": ledger.boots, "cold_start_s": round(ledger.cold_start_s, 1)}))
+        moments = {"cold_start_s": round(ledger.cold_start_s, 1), "joined_at": round(ledger.joined_at, 1)}
+        self.stdout.write(json.dumps({**found, **moments, "boots": ledger.boots, "troubles": dict(ledger.troubles)}))
+        self.stdout.flush()
+        return found
 
 
 def enrol(site: Site, number: int) -> int:
