@@ -6,6 +6,7 @@ sender's own environment (FLEET_CEILING): nothing and nobody goes beyond it.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 from uuid import UUID
 
 from django.conf import settings
@@ -31,21 +32,32 @@ def under_way(site: int, verb: str) -> int:
     return Command.objects.filter(client__site=site, verb=verb, status__in=open_ones).count()
 
 
-def granted(book: Book, site: int, verb: str, waiting: QuerySet[Command], most: int) -> Sequence[UUID]:
-    """Which of the ``waiting`` commands of one site and verb may be signed now, the oldest first; no more than ``most``.
+class Candidate(NamedTuple):
+    """A queued command that the sender may sign as far as there is room."""
 
-    Who is beyond the cap goes first: a second person wanted it so.
+    key: UUID
+    beyond_cap: bool
+
+
+def candidates(waiting: QuerySet[Command], most: int) -> Sequence[Candidate]:
+    """Those of the ``waiting`` that nobody need approve first, at most so many: those beyond the cap, as a second person wanted it so,
+    then the oldest.
     """
-    room = max(0, min(most, settings.CEILING[verb] - book.signed(verb)))
-    approved = waiting.exclude(UNAPPROVED).exclude(PAUSED).order_by("queued_at", "pk")
-    beyond = list(approved.filter(order__beyond_cap=True).values_list("pk", flat=True)[:room])
+    rows = waiting.exclude(UNAPPROVED).exclude(PAUSED).order_by("-order__beyond_cap", "queued_at", "pk")
+    return [Candidate(*row) for row in rows.values_list("pk", "order__beyond_cap")[:most]]
+
+
+def granted(book: Book, site: int, verb: str, group: Sequence[Candidate]) -> Sequence[UUID]:
+    """Which of a ``group`` of candidates, of one site and verb, may be signed now."""
+    room = max(0, settings.CEILING[verb] - book.signed(verb))
+    beyond = [one.key for one in group if one.beyond_cap][:room]
     room -= len(beyond)
     if room and (cap := cap_of(site, verb)):
         if cap.per_minute:
             room = min(room, cap.per_minute - book.signed(verb, site) - len(beyond))
         if cap.at_once:
             room = min(room, cap.at_once - under_way(site, verb) - len(beyond))
-    return [*beyond, *approved.filter(order__beyond_cap=False).values_list("pk", flat=True)[: max(0, room)]]
+    return [*beyond, *[one.key for one in group if not one.beyond_cap][: max(0, room)]]
 
 
 def takes_s(site: Site, verb: str, number: int) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import redis
@@ -37,6 +37,7 @@ from images.models import HomeTemplate, Release
 log = logging.getLogger(__name__)
 CHANNEL = "fleet.nudge"
 GROUP = 500  # commands signed in one go: the first of ten thousand are on their way while the last are signed
+AHEAD = 10 * GROUP  # looked up at once; each group is asked again whether it may still be signed
 EARLY_MS = 1000  # a client's idea of the server's time may be so much behind
 
 
@@ -61,10 +62,13 @@ def state() -> dict[str, Any]:
     return {"trouble": trouble, "ceiling": settings.CEILING, "tampered": witnessing.tampered}
 
 
-def nudge(clients: Iterable[object]) -> None:
-    """Wake the parked polls of ``clients``. A hint: the gateway sweeps for what a lost one would have told."""
+def nudge(signed: Sequence["Signed"]) -> None:
+    """Hand commands to the gateway, which answers the polls of their clients. A hint: it sweeps for what a lost one would have told."""
+    told = [
+        [*map(str, (one.client, one.session, one.order, one.command)), one.sequence, one.envelope] for one in signed
+    ]
     try:
-        connection().publish(CHANNEL, json.dumps({"clients": [str(client) for client in clients]}))
+        connection().publish(CHANNEL, json.dumps({"commands": told}))
     except redis.RedisError as error:
         log.warning("Redis is away, so the gateway finds the commands at its next sweep: %s", error)
 
@@ -79,17 +83,21 @@ def send(waiting: QuerySet[Command]) -> int:
     queued = waiting.filter(status=CommandStatus.QUEUED)
     for site, verb in queued.order_by().values_list("order__site", "verb").distinct():
         mine = queued.filter(order__site=site, verb=verb)
-        while (group := _send_group(site, verb, mine)) is not None:
-            sent += group
+        number: int | None = 0
+        while number is not None and (ahead := caps.candidates(mine, AHEAD)):
+            for start in range(0, len(ahead), GROUP):
+                if (number := _send_group(site, verb, ahead[start : start + GROUP])) is None:
+                    break
+                sent += number
     return sent
 
 
-def _send_group(site: int, verb: str, waiting: QuerySet[Command]) -> int | None:
-    """The next group of one site and verb; how many were sent, None when none may be now."""
+def _send_group(site: int, verb: str, group: Sequence[caps.Candidate]) -> int | None:
+    """What may be sent now of a group of one site and verb; how many were, None when none may be."""
     with Book.at(settings.SENDER_BOOK) as book:
         if freezing.standing(site):
             return None
-        keys = caps.granted(book, site, verb, waiting, GROUP)
+        keys = caps.granted(book, site, verb, group)
         if not keys:
             return None
         # Before anything else: what is written here and never signed costs a little patience, the other way round a cap.
@@ -99,10 +107,21 @@ def _send_group(site: int, verb: str, waiting: QuerySet[Command]) -> int | None:
         ready = _prepare(verb, keys)
         if not ready:
             return 0
-        _sign(verb, ready)
+        signed = _sign(verb, ready)
     telling.signed(verb, (draft.order for draft in ready))
-    nudge(draft.client for draft in ready)
+    nudge(signed)
     return len(ready)
+
+
+class Signed(NamedTuple):
+    """A command as its client gets it."""
+
+    client: UUID
+    session: UUID | None
+    order: UUID
+    command: UUID
+    sequence: int
+    envelope: Mapping[str, str]
 
 
 @dataclass
@@ -126,7 +145,9 @@ def _prepare(verb: str, keys: Sequence[UUID]) -> list[Draft]:
     # In this order everywhere, or two of us would wait for each other.
     clients = Client.objects.select_for_update(of=("self",), no_key=True).filter(commands__among=keys).order_by("pk")
     sequences = dict(clients.values_list("pk", "sequence"))
+    # Asked again: somebody may have paused a campaign, or taken commands back, since they were looked up.
     queued = Command.objects.filter(pk__among=keys, status=CommandStatus.QUEUED).order_by()
+    queued = queued.exclude(caps.UNAPPROVED).exclude(caps.PAUSED)
     drafts = [Draft(*row) for row in queued.values_list("pk", "client", "order", "expires_at", "args")]
     opened = BootSession.objects.filter(client__among=list(sequences), status=SessionStatus.OPEN).order_by()
     sessions = {row[0]: row for row in opened.values_list("client", "pk", "boot_id", "protocol", "release")}
@@ -192,10 +213,10 @@ def _write_down(verb: str, ready: Iterable[Draft], orders: Mapping[UUID, Order])
 
 
 @transaction.atomic
-def _sign(verb: str, ready: Iterable[Draft]) -> None:
-    """Make the envelopes. Who was cancelled meanwhile stays cancelled."""
+def _sign(verb: str, ready: Iterable[Draft]) -> list[Signed]:
+    """Make the envelopes. Who was cancelled meanwhile stays cancelled: the client's acceptance is not taken."""
     signer, now = _signer(), timezone.now()
-    rows = []
+    rows, signed = [], []
     for draft in ready:
         try:
             body = _body(verb, draft, round(now.timestamp() * 1000))
@@ -204,10 +225,13 @@ def _sign(verb: str, ready: Iterable[Draft]) -> None:
             bad = Command.objects.filter(pk=draft.key, status=CommandStatus.QUEUED)
             bad.update(status=CommandStatus.FAILED, finished_at=now, reason="it is not in the protocol")
             continue
-        bound = (draft.session, draft.sequence, draft.args)
-        rows.append((draft.key, *bound, CommandStatus.SENT, body, signer.sign(body), signer.key_id, now))
+        bound, signature = (draft.session, draft.sequence, draft.args), signer.sign(body)
+        rows.append((draft.key, *bound, CommandStatus.SENT, body, signature, signer.key_id, now))
+        envelope = protocol.envelope(body, signature, signer.key_id)
+        signed.append(Signed(draft.client, draft.session, draft.order, draft.key, draft.sequence, envelope))
     columns = ["session", "sequence", "args", "status", "envelope", "signature", "key_id", "sent_at"]
     update_rows(Command, columns, rows, status=CommandStatus.QUEUED)
+    return signed
 
 
 def _body(verb: str, draft: Draft, now_ms: int) -> bytes:

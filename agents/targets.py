@@ -8,13 +8,13 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db.models import Case, CharField, Count, Exists, OuterRef, Q, QuerySet, Subquery, UUIDField, Value, When
-from django.db.models.functions import MD5, Cast, Coalesce, Concat
+from django.db.models.functions import MD5, Cast, Concat
 from django.utils import timezone
 
 from agents.models import Campaign, Command, Offline, Order, Target, TargetStatus, Verb
 from agents.selecting import Chosen, able, open_command
 from fleet.models import Client, ClientState
-from fleet.rows import insert_rows
+from fleet.rows import insert_rows, update_rows
 
 CHUNK = 2000  # commands made in one transaction: who stops a campaign waits for no more than that
 EXECUTED = (TargetStatus.SUCCEEDED, TargetStatus.FAILED, TargetStatus.REFUSED, TargetStatus.EXPIRED, TargetStatus.LOST)
@@ -48,13 +48,12 @@ def make(campaign: Campaign, planned: Sequence[Sequence[Chosen]]) -> int:
 
 def follow(campaign: Campaign) -> int:
     """Copy the ends of commands to their targets; how many."""
-    ended = Command.objects.filter(pk=OuterRef("command_id"))
-    rows = Target.objects.filter(campaign=campaign, status=TargetStatus.ORDERED)
-    return rows.exclude(command__status__in=Command.OPEN).update(
-        status=Subquery(ended.values("status")),
-        reason=Subquery(ended.values("reason")),
-        ended_at=Coalesce(Subquery(ended.values("finished_at")), timezone.now()),
+    rows = Target.objects.filter(campaign=campaign, status=TargetStatus.ORDERED).exclude(
+        command__status__in=Command.OPEN
     )
+    columns = ("status", "reason", "ended_at")
+    ends = list(rows.order_by().values_list("pk", "command__status", "command__reason", "command__finished_at"))
+    return update_rows(Target, columns, ends, status=TargetStatus.ORDERED)
 
 
 def due(campaign: Campaign, now: datetime) -> QuerySet[Target]:

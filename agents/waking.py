@@ -122,7 +122,7 @@ def _tell(orders: Iterable[UUID]) -> None:
     for order in orders:
         enqueue(send_order, str(order))
     try:
-        connection().publish(CHANNEL, json.dumps({"clients": [], "wake": True}))
+        connection().publish(CHANNEL, json.dumps({"wake": True}))
     except redis.RedisError as error:
         log.warning("Redis is away, so the gateway finds whom to wake at its next sweep: %s", error)
 

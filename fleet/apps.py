@@ -16,4 +16,3 @@ class FleetConfig(AppConfig):
 
     def ready(self) -> None:
         from fleet import checks, logins  # noqa: F401 - its checks and receivers
-        from fleet.api import schema  # noqa: F401 - registers itself

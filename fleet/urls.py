@@ -6,6 +6,7 @@ from django.urls import include, path
 from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularAPIView
 
+from fleet.api import schema  # noqa: F401 - registers itself: only who serves the API needs it, and the gateway is to stay small
 from fleet.api.problems import NoResource
 from fleet.health import healthz
 from fleet.logins import LoginForm

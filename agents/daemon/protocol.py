@@ -130,6 +130,9 @@ def encode(command: Command, version: int = VERSION) -> bytes:
     return json.dumps({"v": version, **frame}, separators=(",", ":")).encode()
 
 
+ENVELOPE = ("envelope", "signature", "key")  # as it travels
+
+
 def envelope(body: bytes, signature: bytes, key: str) -> dict[str, str]:
     """The signed bytes as they travel."""
     return {"envelope": b64encode(body).decode(), "signature": b64encode(signature).decode(), "key": key}

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from agents import attendance, delivering, metrics, netboot, telling
 from agents.gateway import artefacts
-from agents.gateway.daemons import CAPTURE, NEXT, Daemons, come_again, session_signer
+from agents.gateway.daemons import CAPTURE, NEXT, Daemons, Handed, come_again, session_signer
 from agents.gateway.database import Database
 from agents.gateway.firmware import Firmware
 from agents.gateway.http import Answer, Bucket, Handled, Line, Problem, Request
@@ -113,16 +113,16 @@ class Gateway:
     def _nudged(self, data: bytes) -> None:
         try:
             nudge = json.loads(data)
-            clients = [uuid.UUID(client) for client in nudge.get("clients", ())]
+            handed = [Handed.of(told) for told in nudge.get("commands", ())]
             sessions = {uuid.UUID(session) for session in nudge.get("cut_off", ())}
             wake = nudge.get("wake")
-            if not nudge.keys() & {"clients", "cut_off", "wake"}:
+            if not nudge.keys() & {"commands", "cut_off", "wake"}:
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             log.error("A nudge that is none was published on %s: %r", CHANNEL, data[:100])
             return
         self.parking.forget(sessions)
-        self.daemons.wake(clients)
+        self.daemons.hand_out(handed)
         if wake:
             self._waker.hint.set()
 

@@ -7,13 +7,13 @@ import random
 import re
 import sys
 import time
-from collections.abc import Collection, Coroutine, Sequence, Set
+from collections.abc import Collection, Coroutine, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
 
-from agents import attendance, delivering, evidence, holds, metrics, twins, writes
+from agents import attendance, delivering, evidence, holds, metrics, telling, twins, writes
 from agents.daemon import protocol
 from agents.gateway import captures
 from agents.gateway.database import AT_LEISURE, AT_ONCE, IN_TURN, Database
@@ -33,6 +33,26 @@ _BEARER = re.compile(r"[Bb]earer ([0-9a-f]{64})").fullmatch
 _COMMAND = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 YOUNGER = "A younger session of this client exists."
 AWAY = Problem(503, "The database is away.", Retry_After="1")
+
+
+class Handed(NamedTuple):
+    """A command as the sender hands it over: for whom, and the envelope as it travels."""
+
+    client: UUID
+    session: UUID
+    order: UUID
+    command: UUID
+    sequence: int
+    envelope: Mapping[str, str]
+
+    @classmethod
+    def of(cls, told: Any) -> "Handed":
+        """From a nudge. ValueError, TypeError or AttributeError for what is none."""
+        *keys, sequence, envelope = told
+        client, session, order, command = map(UUID, keys)
+        if type(sequence) is not int or not all(isinstance(envelope[part], str) for part in protocol.ENVELOPE):
+            raise ValueError
+        return cls(client, session, order, command, sequence, envelope)
 
 
 class Daemons:
@@ -170,6 +190,27 @@ class Daemons:
             log.info("%s", error)
         except Exception:
             log.exception("The state of client %s could not be written down", attendant.client)
+
+    def hand_out(self, commands: Sequence[Handed]) -> None:
+        """Answer parked polls with the commands that were signed just now, without asking the database for what it was told before.
+
+        Whoever is not there, or whose session, cursor or keys are others, is looked up when it asks.
+        """
+        now_ms, unsure = _now_ms(), list[Poll]()
+        steps = []
+        for one in commands:
+            for poll in self.parking.wake([one.client]):
+                attendant = poll.attendant
+                known = one.envelope["key"] in attendant.keys.split()
+                if attendant.session != one.session or one.sequence <= poll.cursor or not known:
+                    unsure.append(poll)
+                    continue
+                metrics.polled("delivered")
+                self._answer(poll, Answer.json({"commands": [one.envelope], "server_time_ms": now_ms}))
+                steps.append(telling.Step(one.order, one.command, one.client, one.session))
+        telling.delivered(steps)
+        if unsure:
+            self._run(self._deliver(unsure))
 
     def wake(self, clients: Collection[UUID]) -> None:
         """Commands wait for these clients."""

@@ -165,7 +165,8 @@ class Player:
     def _receive(self, wrapped: object) -> None:
         now = round(time.time() * 1000 + self._offset_ms)
         try:
-            command = protocol.authenticate(wrapped, self._keys, self.plan["client"], self.boot, verify=_verify)
+            verify = _verify if self._dice.random() < self._nature.verify else _believe
+            command = protocol.authenticate(wrapped, self._keys, self.plan["client"], self.boot, verify=verify)
             if command.command in self._reports:
                 self._unsent[command.command] = self._reports[command.command]
                 return
@@ -250,6 +251,10 @@ def _verify(public: bytes, message: bytes, signature: bytes) -> bool:
         _public(public).verify(signature, message)
     except (InvalidSignature, ValueError):
         return False
+    return True
+
+
+def _believe(public: bytes, message: bytes, signature: bytes) -> bool:
     return True
 
 

@@ -12,6 +12,7 @@ class Nature:
     duplicate: float = 0.0  # reports that are sent twice
     drop: float = 0.0  # polls whose connection breaks before the answer
     reboot: float = 0.0  # commands in the middle of which the PC boots anew
+    verify: float = 1.0  # signatures of commands that are checked
     delay_s: float = 0.5  # the most that a cycle takes; each takes its own part of it
     skew_s: float = 0.0  # the most that a clock is off, either way
 

@@ -18,6 +18,7 @@ from django.utils import timezone
 from pytest_django.fixtures import Settings
 
 from agents import sending, tasks
+from agents.daemon import protocol
 from agents.models import BootSession, Command, CommandStatus, SessionStatus, Verb
 from fleet.models import AuditEntry, Client, ClientState
 from tests.agents.boots import CIRRUS, form, token_of
@@ -169,6 +170,16 @@ def test_bye_ends_the_poll_and_shows_the_client_off_for_good(room: Room) -> None
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
+def nudge(command: Command) -> None:
+    """As the sender does when it has signed it."""
+    command.refresh_from_db()
+    body, signature = bytes(command.envelope), bytes(command.signature)
+    envelope = protocol.envelope(body, signature, command.key_id)
+    assert command.sequence
+    keys = (command.client_id, command.session_id, command.order_id, command.pk)
+    sending.nudge([sending.Signed(*keys, command.sequence, envelope)])
+
+
 def test_a_nudge_wakes_the_parked_poll_and_only_that(patient_room: Room) -> None:
     session, visitor = patient_room.running()
     _, other = patient_room.running(2)
@@ -185,7 +196,7 @@ def test_what_was_delivered_comes_again_until_it_is_accepted_and_never_below_the
     for _ in range(2):
         assert room.opened(visitor.poll(), session) == [str(command.pk)]
         tasks.send_order(str(command.order_id))
-        sending.nudge([session.client_id])
+        nudge(command)
         time.sleep(0.1)
     assert visitor.poll(cursor=1).status == 204
     assert visitor.report(command.pk, "accepted").json == {"accepted": [str(command.pk)], "rejected": []}
@@ -194,10 +205,10 @@ def test_what_was_delivered_comes_again_until_it_is_accepted_and_never_below_the
 
 def test_a_command_of_a_session_is_never_delivered_to_the_next(room: Room) -> None:
     session, _ = room.running()
-    room.send(session)
+    command = room.send(session)
     second, visitor = room.boot(session.client)
     assert visitor.open(str(second.boot_id)).status == 200
-    sending.nudge([session.client_id])
+    nudge(command)
     assert visitor.poll().status == 204
 
 
@@ -218,10 +229,12 @@ def test_rubbish_on_the_channel_does_not_end_the_hearing(patient_room: Room) -> 
             b"\xff",
             b"[]",
             b"{}",
-            b'{"clients": 5}',
-            b'{"clients": [5]}',
-            b'{"clients": [null]}',
-            b'{"clients": ["x"]}',
+            b'{"commands": 5}',
+            b'{"commands": [5]}',
+            b'{"commands": [null]}',
+            b'{"commands": ["x"]}',
+            b'{"commands": [["x", "x", "x", "x", 1, {}]]}',
+            b'{"commands": [["' + (b'00000000-0000-4000-8000-000000000000", "' * 4) + b'", "1", {"key": 5}]]}',
             b"[" * 100_000,
         ):
             hints.publish(sending.CHANNEL, rubbish)

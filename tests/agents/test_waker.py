@@ -171,9 +171,9 @@ def test_a_nudge_has_it_look_at_once(
     keys: Path, heard: Callable[[], list[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gateway()
-    gate._nudged(b'{"clients": []}')
+    gate._nudged(b'{"commands": []}')
     assert not gate._waker.hint.is_set()
-    gate._nudged(b'{"clients": [], "wake": true}')
+    gate._nudged(b'{"wake": true}')
     assert gate._waker.hint.is_set()
     monkeypatch.setattr(waker, "LOOK_S", 3600.0)
 

@@ -34,6 +34,7 @@ async def _serve(host: str, port: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
     gc.freeze()  # what is here now stays: it need not be looked through again and again
+    gc.set_threshold(50_000, 20, 20)  # nor ten thousand who wait because five hundred reports have come
     gateway.open()
     await server.listen(host, port)
     tidying = asyncio.create_task(server.tidy())

@@ -19,6 +19,7 @@ from fleet.models import Admission, Client, Site
 from images.models import Release
 
 RATES = ("fail", "duplicate", "drop", "reboot")
+SHARES = (*RATES, "verify")
 
 
 class Command(BaseCommand):
@@ -39,6 +40,13 @@ class Command(BaseCommand):
         for rate in RATES:
             parser.add_argument(f"--{rate}", type=float, default=0.0, metavar="SHARE", help="0 to 1")
         parser.add_argument("--delay", type=float, default=0.5, metavar="S", help="the most that a cycle takes")
+        parser.add_argument(
+            "--verify",
+            type=float,
+            default=1.0,
+            metavar="SHARE",
+            help="of the signatures that are checked: real PCs have a processor each for it, these share one",
+        )
         parser.add_argument("--skew", type=float, default=0.0, metavar="S", help="the most that a clock is off")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -48,7 +56,7 @@ class Command(BaseCommand):
         if site is None:
             raise CommandError(f"There is no site {options['site']!r}.")
         try:
-            rates = {rate: options[rate] for rate in RATES}
+            rates = {share: options[share] for share in SHARES}
             nature = Nature(**rates, delay_s=options["delay"], skew_s=options["skew"])
         except ValueError as error:
             raise CommandError(str(error)) from error
