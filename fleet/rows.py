@@ -40,34 +40,78 @@ def update_rows(model: type[models.Model], columns: Sequence[str], rows: Iterabl
     """
     key = model._meta.pk
     assert key is not None
-    fields = [*(model._meta.get_field(name) for name in columns), key]
-    conditions = [model._meta.get_field(name) for name in only]
-    fixed = [_stored(field, value) for field, value in zip(conditions, only.values(), strict=True)]
-    values = [
-        tuple(_stored(field, value) for field, value in zip(fields, (*others, pk), strict=True)) for pk, *others in rows
-    ]
+    values = list(rows)
     if not values:
         return 0
-    quote = connection.ops.quote_name
-    names = [quote(str(field.column)) for field in fields]  # type: ignore[union-attr]
-    where = [f"{quote(str(field.column))} = %s" for field in conditions]  # type: ignore[union-attr]
-    table = quote(model._meta.db_table)
+    table, quote = connection.ops.quote_name(model._meta.db_table), connection.ops.quote_name
+    fields = [model._meta.get_field(name) for name in columns]
+    conditions = [model._meta.get_field(name) for name in only]
+    fixed = [_stored(field, value) for field, value in zip(conditions, only.values(), strict=True)]
+    where = [f"{table}.{quote(str(field.column))} = %s" for field in conditions]  # type: ignore[union-attr]
     with connection.cursor() as cursor:
         if connection.vendor == "sqlite":
-            changes = ", ".join(f"{name} = %s" for name in names[:-1])
-            where = [f"{names[-1]} = %s", *where]
+            changes = ", ".join(f"{quote(str(field.column))} = %s" for field in fields)  # type: ignore[union-attr]
+            where = [f"{quote(str(key.column))} = %s", *where]
             statement = f"UPDATE {table} SET {changes} WHERE {' AND '.join(where)}"  # noqa: S608 - names of columns
-            cursor.executemany(statement, [(*row, *fixed) for row in values])
-        else:
-            changes = ", ".join(f"{name} = given.v{number}" for number, name in enumerate(names[:-1]))
-            given = ", ".join(f"v{number}" for number in range(len(names)))
-            arrays = ", ".join(f"%s::{field.db_type(connection)}[]" for field in fields)
-            where = [f"{table}.{names[-1]} = given.v{len(names) - 1}", *(f"{table}.{one}" for one in where)]
-            cursor.execute(
-                f"UPDATE {table} SET {changes} FROM UNNEST({arrays}) AS given({given}) WHERE {' AND '.join(where)}",  # noqa: S608
-                [*map(list, zip(*values, strict=True)), *fixed],
+            fields.append(key)
+            prepared = (
+                [_stored(field, value) for field, value in zip(fields, (*others, pk), strict=True)]
+                for pk, *others in values
             )
+            cursor.executemany(statement, [(*row, *fixed) for row in prepared])
+        else:
+            cursor.execute(*_update(table, key, fields, values, where, fixed))
         return int(cursor.rowcount)
+
+
+def _update(
+    table: str,
+    key: Any,
+    fields: Sequence[Any],
+    rows: Sequence[Sequence[Any]],
+    where: Sequence[str],
+    fixed: Sequence[Any],
+) -> tuple[str, list[Any]]:
+    """PostgreSQL's statement for all rows, and its parameters. What is the same in all of them is said once."""
+    quote = connection.ops.quote_name
+    keys, *columns = zip(*rows, strict=True)
+    changes, said = [], []
+    array, parameter = _array(key, keys)
+    arrays, given, names = [array], [parameter], ["given0"]
+    for field, values in zip(fields, columns, strict=True):
+        if all(value == values[0] for value in values):
+            changes.append(f"{quote(field.column)} = %s")
+            said.append(_stored(field, values[0]))
+        else:
+            names.append(f"given{len(names)}")
+            changes.append(f"{quote(field.column)} = {names[-1]}")
+            array, parameter = _array(field, values)
+            arrays.append(array)
+            given.append(parameter)
+    statement = (
+        f"UPDATE {table} SET {', '.join(changes)} FROM UNNEST({', '.join(arrays)}) AS given({', '.join(names)}) "  # noqa: S608
+        f"WHERE {' AND '.join((f'{table}.{quote(key.column)} = given0', *where))}"
+    )
+    return statement, [*said, *given, *fixed]
+
+
+_PLAIN = {"UUIDField", "AutoField", "BigAutoField", "IntegerField", "BigIntegerField", "PositiveBigIntegerField"}
+
+
+def _array(field: Any, values: Sequence[Any]) -> tuple[str, Any]:
+    """An array of a column's type for PostgreSQL: the expression and its parameter.
+
+    Where no value has a comma they are joined, which costs a tenth of what the driver takes to quote each of them.
+    """
+    while field.is_relation:
+        field = field.target_field
+    kind, of = field.get_internal_type(), field.db_type(connection)
+    if kind in _PLAIN:
+        text = ",".join(["" if value is None else str(getattr(value, "pk", value)) for value in values])
+        return f"string_to_array(%s, ',', '')::{of}[]", text
+    if kind == "BinaryField":
+        return f"string_to_array(%s, ',')::{of}[]", ",".join([rf"\x{value.hex()}" for value in values])
+    return f"%s::{of}[]", [_stored(field, value) for value in values]
 
 
 def _stored(field: Any, value: Any) -> Any:

@@ -19,9 +19,11 @@ Item = TypeVar("Item")
 T = TypeVar("T")
 Group = Callable[[Sequence[Item]], Sequence[T | Exception]]
 log = logging.getLogger(__name__)
-MOST = 500  # in one group: the first of ten thousand need not wait for the last
+MANY, MOST = 20, 500  # in one group: the first of ten thousand need not wait for the last
 AT_ONCE, IN_TURN, AT_LEISURE = range(3)  # who goes first
 PACE_S = (0.02, 0.05, 0.25)  # by urgency: from the beginning of a group to that of the next of the same function
+# Where somebody waits for hundreds of clients to begin, what has been done comes after that: so long after the last that began, at the most.
+AFTER_S, PATIENCE_S = 0.3, 5.0
 
 
 class Lane:
@@ -34,6 +36,7 @@ class Lane:
         self._waiting: list[dict[Any, list[tuple[Any, asyncio.Future[Any]]]]] = [{}, {}, {}]
         self._asked = asyncio.Event()
         self._again: dict[Any, float] = {}  # when a function may be asked again, by the loop's clock
+        self._rush = (0.0, 0.0)  # since when many are to be answered at once, and the last time that it was so
 
     async def ask(self, group: Group[Item, T], item: Item, urgency: int = IN_TURN) -> T:
         """What ``group`` has for ``item``, or its exception."""
@@ -73,9 +76,13 @@ class Lane:
     def _next(self, now: float) -> tuple[tuple[Any, list[tuple[Any, "asyncio.Future[Any]"]]] | None, float | None]:
         """The next group with its members; else how long until there may be one, None where nobody waits."""
         soonest: float | None = None
-        for groups, pace_s in zip(self._waiting, PACE_S, strict=True):
+        began, last = self._rush
+        others = min(last + AFTER_S, began + PATIENCE_S)
+        for urgency, (groups, pace_s) in enumerate(zip(self._waiting, PACE_S, strict=True)):
             for group, members in groups.items():
                 ready = self._again.get(group, 0.0) if len(members) < MOST else 0.0
+                if urgency != AT_ONCE and group is not each:
+                    ready = max(ready, others)
                 if ready > now:
                     soonest = min(ready, soonest or ready)
                     continue
@@ -84,6 +91,8 @@ class Lane:
                     groups[group] = members[MOST:]  # behind the others
                 if group is not each:
                     self._again[group] = now + pace_s
+                if urgency == AT_ONCE and len(members) >= MANY:
+                    self._rush = (began if now < last + AFTER_S else now, now)
                 return (group, members[:MOST]), None
         return None, None if soonest is None else soonest - now
 

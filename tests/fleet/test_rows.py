@@ -1,4 +1,7 @@
-"""Rows made by one statement: like a pattern, from values or from a query, and those that are there already left alone."""
+"""Rows found, made and changed by one statement: like a pattern, from values or from a query; what is there already is left alone."""
+
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from django.db import IntegrityError, connection, transaction
@@ -6,9 +9,14 @@ from django.db.models import F, Value
 from django.db.models.functions import Concat
 from django.test.utils import CaptureQueriesContext
 
-from fleet.models import Client, Tag
-from fleet.rows import insert_rows
+from agents.models import Command, Order, Verb
+from fleet.models import Client, ClientState, Tag
+from fleet.rows import insert_rows, update_rows
+from tests.agents.boots import boot, make_release
+from tests.agents.conftest import keys
 from tests.world import World, make_client
+
+__all__ = ["keys"]
 
 
 def test_values_become_rows_like_the_pattern_in_their_order_by_one_statement(world: World) -> None:
@@ -44,3 +52,75 @@ def test_what_is_there_already_is_left_alone_and_nothing_else_is_forgiven(world:
     assert insert_rows(Tag(site=world.clubroom), ["name"], []) == 0
     with pytest.raises(IntegrityError), transaction.atomic():
         insert_rows(Client(site=world.clubroom, name="x", admission="nonsense"), ["mac"], [("52:54:00:00:00:01",)])
+
+
+# --- changed, and found -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three(world: World) -> list[Client]:
+    return [make_client(world.clubroom, f"52:54:00:00:00:0{number}") for number in (1, 2, 3)]
+
+
+ODD = ["a'b\"c%s ü", "", "{x,y}\\"]
+
+
+def test_each_row_gets_its_own_values_by_one_statement(three: list[Client], world: World) -> None:
+    since = [datetime(2026, 1, 1, 12, number, 0, 7, UTC) for number in range(3)]
+    rows = [
+        (one.pk, ODD[at], [{"a": ODD[at]}], 7 * at, since[at], ClientState.READY, world.gamer if at else None)
+        for at, one in enumerate(three)
+    ]
+    columns = ["seat", "adapters", "memory_kib", "since", "state", "client_class"]
+    with CaptureQueriesContext(connection) as asked:
+        assert update_rows(Client, columns, rows) == 3
+    assert len(asked) == 1
+    found = {row[0]: row[1:] for row in Client.objects.values_list("pk", *columns)}
+    assert found == {pk: (*others, kind.pk if kind else None) for pk, *others, kind in rows}
+
+
+def test_what_all_get_and_what_is_nothing_is_stored_as_that(three: list[Client]) -> None:
+    assert update_rows(Client, ["memory_kib", "last_seen"], [(one.pk, 4, None) for one in three]) == 3
+    assert update_rows(Client, ["memory_kib", "client_class"], [(three[0].pk, None, None)]) == 1
+    assert [*Client.objects.order_by("mac").values_list("memory_kib", "last_seen")] == [
+        (None, None),
+        (4, None),
+        (4, None),
+    ]
+    assert update_rows(Client, ["seat"], []) == 0
+
+
+def test_only_rows_that_are_as_said_are_changed(three: list[Client]) -> None:
+    Client.objects.filter(pk=three[1].pk).update(state=ClientState.READY)
+    rows = [(one.pk, f"B{at}") for at, one in enumerate(three)]
+    assert update_rows(Client, ["seat"], rows, state=ClientState.READY) == 1
+    assert set(Client.objects.values_list("seat", flat=True)) == {three[0].seat, "B1", three[2].seat}
+
+
+def test_bytes_are_stored_as_they_are(world: World, keys: Path) -> None:
+    make_release(world.gamer)
+    session = boot(make_client(world.clubroom, "52:54:00:00:00:01"))
+    other = boot(make_client(world.clubroom, "52:54:00:00:00:02"))
+    made = [
+        Command.objects.create(
+            order=Order.objects.create(site=world.clubroom, verb=Verb.CYCLE, reason="x"),
+            client=one.client,
+            verb=Verb.CYCLE,
+            expires_at=datetime(2026, 1, 1, tzinfo=UTC),
+        )
+        for one in (session, other)
+    ]
+    bodies = [bytes(range(256)), b""]
+    assert update_rows(Command, ["envelope"], [(one.pk, body) for one, body in zip(made, bodies, strict=True)]) == 2
+    assert [bytes(Command.objects.get(pk=one.pk).envelope) for one in made] == bodies
+
+
+def test_many_are_found_by_their_keys_as_one_value(three: list[Client], world: World) -> None:
+    wanted = [three[0].pk, three[2].pk]
+    with CaptureQueriesContext(connection) as asked:
+        assert {one.pk for one in Client.objects.filter(pk__among=wanted)} == set(wanted)
+    assert len(asked) == 1
+    assert Client.objects.filter(pk__among=[]).count() == 0
+    assert Client.objects.filter(seat__among=[three[1].seat, ODD[0]]).count() == 1
+    assert Client.objects.filter(site__among=[world.clubroom, world.school.pk]).count() == 3
+    assert Client.objects.exclude(pk__among=wanted).get() == three[1]
