@@ -1,6 +1,6 @@
 # Stateless Fleet. `make` prints what there is to do.
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-machines test-server test-fast test-fast-fleet test-fast-rest check lock clean bench-boot bench-build bench-cycle bench-fanout setup-run setup-lab setup-test setup-bench
+.PHONY: help demo run test test-machines test-server test-fast test-fast-fleet test-fast-rest check lock clean bench-boot bench-build bench-cycle bench-fleet bench-fanout setup-run setup-lab setup-test setup-bench
 PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -65,7 +65,11 @@ bench-build: setup-bench ## a build beside plain mmdebstrap and mksquashfs
 	@$(PYTHON) -m tests.bench.build
 bench-cycle: setup-lab ## a cycle of a full home beside that of an empty one
 	@$(PYTHON) -m tests.bench.cycle
-CLIENTS := 5000
+DATABASE := postgres
+bench-fleet: CLIENTS := 10000
+bench-fleet: setup-test ## a fleet of CLIENTS=10000 on DATABASE=postgres (or sqlite): cold start, idle, a cycle of all, a killed gateway
+	@$(PYTHON) -m tests.bench.fleet --clients $(CLIENTS) --database $(DATABASE)
+bench-fanout: CLIENTS := 5000
 bench-fanout: setup-test ## one message to CLIENTS=5000 clients, beside mosquitto, NATS and Salt
 	@$(PYTHON) -m tests.bench.fanout --clients $(CLIENTS)
 

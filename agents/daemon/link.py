@@ -98,10 +98,10 @@ class Link:
         while (left := end - time.monotonic()) > 0:
             tick = patience()
             readable = select.select([self.connection.sock, self.wake], [], [], min(tick, left))[0]
-            if self.connection.sock in readable:
-                return (
-                    False  # what has come is read: given up now, it would come again only when the gateway looks for it
-                )
+            if (
+                self.connection.sock in readable
+            ):  # read it: given up now, it would come again only when the gateway looks for it
+                return False
             if readable:
                 os.read(self.wake, 4096)
             if readable or tick <= 0:

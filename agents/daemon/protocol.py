@@ -130,21 +130,16 @@ def encode(command: Command, version: int = VERSION) -> bytes:
     return json.dumps({"v": version, **frame}, separators=(",", ":")).encode()
 
 
-ENVELOPE = ("envelope", "signature", "key")  # as it travels
-
-
 def envelope(body: bytes, signature: bytes, key: str) -> dict[str, str]:
     """The signed bytes as they travel."""
     return {"envelope": b64encode(body).decode(), "signature": b64encode(signature).decode(), "key": key}
 
 
+Verify = Callable[[bytes, bytes, bytes], bool]  # of a public key, a message and its signature
+
+
 def authenticate(
-    wrapped: object,
-    keys: Mapping[str, bytes],
-    client: str,
-    boot: str,
-    floor: int = min(VERBS),
-    verify: Callable[[bytes, bytes, bytes], bool] = ed25519.verify,
+    wrapped: object, keys: Mapping[str, bytes], client: str, boot: str, floor: int = 1, verify: Verify = ed25519.verify
 ) -> Command:
     """The command of an envelope, proved to be meant for this client in this boot; else Refused.
 

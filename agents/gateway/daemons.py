@@ -50,7 +50,9 @@ class Handed(NamedTuple):
         """From a nudge. ValueError, TypeError or AttributeError for what is none."""
         *keys, sequence, envelope = told
         client, session, order, command = map(UUID, keys)
-        if type(sequence) is not int or not all(isinstance(envelope[part], str) for part in protocol.ENVELOPE):
+        if type(sequence) is not int or not all(
+            isinstance(envelope[part], str) for part in ("envelope", "signature", "key")
+        ):
             raise ValueError
         return cls(client, session, order, command, sequence, envelope)
 
