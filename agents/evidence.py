@@ -276,6 +276,8 @@ def _by_new_boot(verb: str, status: str, boot_id: UUID) -> End:
         return End(CommandStatus.FAILED, "the client booted anew in the middle of the capture", {})
     if verb == Verb.RELAY:
         return End(CommandStatus.FAILED, "the client booted anew before it said that it sent the packets", {})
+    if verb == Verb.MESSAGE:
+        return End(CommandStatus.FAILED, "the client booted anew before it said that it showed the message", {})
     return End(CommandStatus.SUCCEEDED, f"booted anew: {boot_id}", {})
 
 
