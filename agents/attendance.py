@@ -2,15 +2,15 @@
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from agents import holds, judging
@@ -23,6 +23,7 @@ from fleet.models import Client, ClientState
 from fleet.rows import update_rows
 
 MOST = 1000  # sessions in one statement
+STRAY = timedelta(seconds=10)  # what was under way when a daemon said good-bye may still arrive
 _STATES = {
     protocol.BOOTING: ClientState.BOOTING,
     protocol.READY: ClientState.READY,
@@ -100,7 +101,20 @@ def sessions_by(bearers: Sequence[str]) -> list[Known | None]:
     """The sessions of bearers, which are told by their hashes."""
     rows = BootSession.objects.filter(bearer_digest__among=bearers).order_by()
     known = {row[0]: Known(*row[1:]) for row in rows.values_list("bearer_digest", *Known._fields)}
+    over = _replaced([one.pk for one in known.values() if one.status == SessionStatus.CLOSED])
+    superseded = {pk: one._replace(status=SessionStatus.SUPERSEDED) for pk, one in known.items() if one.pk in over}
+    known |= superseded
     return [known.get(bearer) for bearer in bearers]
+
+
+def _replaced(closed: Collection[UUID]) -> set[UUID]:
+    """Which of these, that have closed, a younger boot of the same client has followed."""
+    if not closed:
+        return set()
+    younger = BootSession.objects.filter(client=OuterRef("client"), planned_at__gt=OuterRef("planned_at"))
+    return set(
+        BootSession.objects.filter(Exists(younger), pk__among=list(closed)).order_by().values_list("pk", flat=True)
+    )
 
 
 def told_keys(session: UUID) -> str:
@@ -135,16 +149,21 @@ def open_session(
 
 @transaction.atomic
 def open_sessions(openings: Sequence[Opening]) -> list[WrongState | None]:
-    """The daemons are up; the WrongState of each session that was superseded or revoked, or opened by another boot."""
+    """The daemons are up; the WrongState of each session that was superseded or revoked, or opened by another boot.
+
+    One that has closed is open again: who opens a session runs.
+    """
     states = locked_all({opening.client for opening in openings})
     rows = BootSession.objects.filter(pk__among=[opening.session for opening in openings]).order_by()
     before = {row[0]: row[1:] for row in rows.values_list("pk", "boot_id", "status", "opened_at", "command_keys")}
+    over = _replaced([pk for pk, (_, status, *_) in before.items() if status == SessionStatus.CLOSED])
     now = timezone.now()
     opened: dict[UUID, Opening] = {}
     outcomes: list[WrongState | None] = []
     for opening in openings:
         boot_id, status, *_ = before[opening.session]
         wrong = str(boot_id) != opening.boot_id or status not in BootSession.TRANSITIONS[SessionStatus.OPEN]
+        wrong |= opening.session in over
         outcomes.append(_not_opened(opening) if wrong else None)
         if not wrong:
             opened[opening.session] = opening
@@ -153,8 +172,8 @@ def open_sessions(openings: Sequence[Opening]) -> list[WrongState | None]:
     for pk, opening in opened.items():
         *_, opened_at, command_keys = before[pk]
         keys = opening.command_keys or command_keys
-        changes.append((pk, SessionStatus.OPEN, opened_at or now, dict(opening.facts), opening.speaks, keys, now))
-    columns = ["status", "opened_at", "facts", "protocol", "command_keys", "last_seen"]
+        changes.append((pk, SessionStatus.OPEN, opened_at or now, None, dict(opening.facts), opening.speaks, keys, now))
+    columns = ["status", "opened_at", "ended_at", "facts", "protocol", "command_keys", "last_seen"]
     update_rows(BootSession, columns, changes)
     for network, those in _by(lambda one: one.facts.get("network"), opened.values()).items():
         if network:  # an old daemon says none
@@ -193,7 +212,10 @@ class Says(NamedTuple):
 
 
 def says_state(session_id: UUID, state: str) -> None:
-    """The daemon says in what state its client is. A session that counted as lost is open again: it was late."""
+    """The daemon says in what state its client is. A session that counted as lost is open again: it was late.
+
+    So is one that has closed, unless it speaks at once: that was under way before.
+    """
     client = BootSession.objects.values_list("client_id", flat=True).get(pk=session_id)
     say_states([Says(session_id, client, state)])
 
@@ -207,7 +229,11 @@ def say_states(words: Sequence[Says]) -> list[None]:
     )  # or the clock, which calls one lost at this moment, would have the last word
     sessions = BootSession.objects.filter(pk__among=last).order_by()
     now = timezone.now()
-    sessions.filter(status=SessionStatus.LOST).update(status=SessionStatus.OPEN, last_seen=now, ended_at=None)
+    closed = sessions.filter(status=SessionStatus.CLOSED, ended_at__lt=now - STRAY)
+    late = set(closed.values_list("pk", flat=True))
+    late -= _replaced(late)
+    again = sessions.filter(Q(status=SessionStatus.LOST) | Q(pk__in=late))
+    again.update(status=SessionStatus.OPEN, last_seen=now, ended_at=None)
     is_open = set(sessions.filter(status=SessionStatus.OPEN).values_list("pk", flat=True))
     said = [word for session, word in last.items() if session in is_open]
     for state, those in _by(lambda word: word.state, said).items():
@@ -263,7 +289,7 @@ class Said:
 def seen(present: Mapping[UUID, Said]) -> None:
     """Note the time for all these sessions at once, and mend what the board has otherwise than their daemons say.
 
-    That is so after a session counted as lost and came late, and where somebody asked for a boot script with the MAC of a
+    That is so after a session counted as lost, or closed, and came late, and where somebody asked for a boot script with the MAC of a
     client that runs. What was observed after the daemon spoke stays: the client may well have been reset.
     """
     ids = sorted(present)
@@ -273,8 +299,10 @@ def seen(present: Mapping[UUID, Said]) -> None:
         rows = BootSession.objects.filter(_otherwise(part, present), pk__among=part).order_by()
         wrong = [
             Says(session, client, present[session].state or protocol.READY)
-            for session, client, status, since in rows.values_list("pk", "client_id", "status", "client__since")
-            if status == SessionStatus.LOST or since <= present[session].at
+            for session, client, status, since, ended_at in rows.values_list(
+                "pk", "client_id", "status", "client__since", "ended_at"
+            )
+            if status == SessionStatus.LOST or (ended_at + STRAY if ended_at else since) <= present[session].at
         ]
         if wrong:
             say_states(wrong)
@@ -283,8 +311,8 @@ def seen(present: Mapping[UUID, Said]) -> None:
 
 
 def _otherwise(sessions: Sequence[UUID], present: Mapping[UUID, Said]) -> Q:
-    """Those that are shown in another state than their daemon said, or as lost."""
-    lost = Q(status=SessionStatus.LOST)
+    """Those that are shown in another state than their daemon said, or as gone."""
+    lost = Q(status__in=(SessionStatus.LOST, SessionStatus.CLOSED))
     for state, those in _by(lambda session: present[session].state, sessions).items():
         if state in _STATES:
             lost |= Q(pk__among=those, status=SessionStatus.OPEN) & ~Q(client__state=_STATES[state])

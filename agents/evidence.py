@@ -18,9 +18,10 @@ from django.utils import timezone
 from agents import capturing, metrics, restoring, stories, telling
 from agents.daemon import protocol
 from agents.models import BootSession, Command, CommandStatus, Verb
+from agents.observing import observe
 from fleet import audit
 from fleet.exceptions import WrongState
-from fleet.models import Client
+from fleet.models import AuditEntry, Client, ClientState
 from fleet.rows import update_rows
 from fleet.transitions import move
 
@@ -89,6 +90,7 @@ class _Standing:
     sent_at: datetime | None
     args: dict[str, Any]
     ends: End | None = None
+    doubt: str = ""  # why it has not come about, though its evidence said so
 
 
 def take_report(session: BootSession, report: Mapping[str, Any]) -> str:
@@ -128,6 +130,7 @@ def take_reports(told: Sequence[Told]) -> list[list[str]]:
     _accept(accepted, standing)
     update_rows(Command, ["acts_at"], acting.items())
     _end_all({key: command.ends for key, command in standing.items() if command.ends})
+    _doubt({key: command.doubt for key, command in standing.items() if command.doubt})
     _write_down(strange)
     return answers
 
@@ -140,10 +143,11 @@ def _take(key: UUID, command: _Standing, report: Mapping[str, Any]) -> str:
     if state == protocol.ACCEPTED:
         if command.status == CommandStatus.SENT:
             command.status = CommandStatus.ACCEPTED
-        if command.status == CommandStatus.ACCEPTED:
+        if command.status == CommandStatus.ACCEPTED or _believed(command):
             return ""
         return f"the command is {CommandStatus(command.status).label.lower()}"
     if command.status not in Command.OPEN:
+        command.doubt = report["reason"] or state if _believed(command) and state != protocol.SUCCEEDED else ""
         return ""
     try:
         how = _ended(key, command, report)
@@ -153,6 +157,21 @@ def _take(key: UUID, command: _Standing, report: Mapping[str, Any]) -> str:
         return "that is proven by a new boot or by silence, not by a word"
     command.status, command.ends = how.status, how
     return ""
+
+
+def _believed(command: _Standing) -> bool:
+    """Whether it ended by a silence, or a good-bye, after which its client still speaks: it may go on, and then that is true."""
+    return command.verb == Verb.POWEROFF and command.status == CommandStatus.SUCCEEDED
+
+
+def _doubt(doubted: Mapping[UUID, str]) -> None:
+    """Clients say that they have not powered down, of which that was believed: said on the board, and written down once."""
+    for key, why in doubted.items():
+        command = _whole(key)
+        if AuditEntry.objects.filter(action="command.doubted", subject_id=str(key)).exists():
+            continue
+        observe(command.client, ClientState(command.client.state), trouble=f"It did not power down: {why}"[:400])
+        audit.record("command.doubted", command, site=command.order.site, actor="gateway", why=why)
 
 
 def _ended(key: UUID, command: _Standing, report: Mapping[str, Any]) -> End | None:
@@ -276,6 +295,8 @@ def _by_new_boot(verb: str, status: str, boot_id: UUID) -> End:
         return End(CommandStatus.FAILED, "the client booted anew in the middle of the capture", {})
     if verb == Verb.RELAY:
         return End(CommandStatus.FAILED, "the client booted anew before it said that it sent the packets", {})
+    if verb == Verb.MESSAGE:
+        return End(CommandStatus.FAILED, "the client booted anew before it said that it showed the message", {})
     return End(CommandStatus.SUCCEEDED, f"booted anew: {boot_id}", {})
 
 

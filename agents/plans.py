@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
+from django.db.models import Max
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -143,9 +144,10 @@ def _plans(
     """The plans of different clients."""
     plans: dict[int, Plan | Refusal] = {}
     drafts: dict[int, _Draft] = {}
+    used = _last_used({token.client_id for token in tokens.values()})
     for number, form in forms.items():
         try:
-            drafts[number] = _judge(form, _good(form, tokens), released)
+            drafts[number] = _judge(form, _good(form, tokens, used), released)
         except Refusal as refusal:
             plans[number] = refusal
     _write_down(drafts.values())
@@ -159,7 +161,13 @@ def _plans(
     return plans
 
 
-def _good(form: Mapping[str, str], tokens: Mapping[str, BootToken]) -> BootToken:
+def _last_used(clients: Collection[UUID]) -> dict[UUID, int]:
+    """The last token of each of these that was used: those that they were given before are good no more."""
+    rows = BootToken.objects.filter(client__among=list(clients), used_at__isnull=False).order_by()
+    return dict(rows.values_list("client").annotate(Max("pk")))
+
+
+def _good(form: Mapping[str, str], tokens: Mapping[str, BootToken], used: Mapping[UUID, int]) -> BootToken:
     """The unused token of this form's client. Each refusal says why, to the one who holds the token only."""
     token = tokens.get(token_hash(form.get("token", "")))
     if token is None:
@@ -168,6 +176,8 @@ def _good(form: Mapping[str, str], tokens: Mapping[str, BootToken]) -> BootToken
         raise Refusal(403, "The boot token belongs to another client.", token.client)
     if token.used_at is not None:
         raise Refusal(403, "The boot token was used already.", token.client)
+    if token.pk < used.get(token.client_id, 0):  # a question that was under way for long must not end a younger boot
+        raise Refusal(403, "A younger boot token of this client was used.", token.client)
     if token.expires_at <= timezone.now():
         raise Refusal(403, "The boot token has expired.", token.client)
     return token

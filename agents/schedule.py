@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 def tick() -> None:
     waking.step()
     _expire()
-    _lose_commands()
     _lose_boots()
     if _gateway_listens():
         _lose_sessions()
+        _lose_commands()  # after the silence that proves a power-down
         rollouts.step()
         judging.judge()  # a gateway that was away is no fault of a version
 
@@ -51,6 +51,7 @@ def _lose_commands() -> None:
     Where the user is warned first it counts from the end of the warning.
     """
     limits = {Verb.RESTART: settings.BOOT_LIMIT, Verb.CAPTURE: settings.CAPTURE_LIMIT}
+    limits[Verb.POWEROFF] = settings.COMMAND_LIFE + settings.LOST_AFTER
     soonest = timezone.now() - timedelta(seconds=min(settings.COMMAND_LIFE, *limits.values()))
     for command in _commands(CommandStatus.ACCEPTED, accepted_at__lt=soonest):
         limit = limits.get(Verb(command.verb), settings.COMMAND_LIFE)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.services import free_port, start, wait_for
@@ -31,36 +31,71 @@ def binaries() -> Path:
     return found[-1].parent
 
 
-@contextmanager
-def cluster(settings: Sequence[str] = FAST) -> Iterator[str]:
-    """A fresh cluster; yields its FLEET_DATABASE_URL."""
-    programs, root = binaries(), os.geteuid() == 0
-    user = pwd.getpwnam(OWNER) if root else pwd.getpwuid(os.geteuid())
-    # The kernel forgets the death signal when a process becomes somebody else, so it is set together with that. INT is
-    # PostgreSQL's fast shutdown.
-    become = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"] if root else []
-    dies = ["setpriv", *become, "--pdeathsig", "INT", "--"]
-    directory = Path(tempfile.mkdtemp(prefix="fleet-postgres-"))
-    try:
+class Cluster:
+    """A PostgreSQL server as one runs it, which can be killed and started again. ``url`` is its FLEET_DATABASE_URL."""
+
+    def __init__(self, directory: Path, settings: Sequence[str]) -> None:
+        self._programs, root = binaries(), os.geteuid() == 0
+        user = pwd.getpwnam(OWNER) if root else pwd.getpwuid(os.geteuid())
+        # The kernel forgets the death signal when a process becomes somebody else, so it is set together with that. INT is
+        # PostgreSQL's fast shutdown.
+        become = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"] if root else []
+        dies = ["setpriv", *become, "--pdeathsig", "INT", "--"]
         shutil.chown(directory, user.pw_uid, user.pw_gid)
-        initdb = [str(programs / "initdb"), "-D", str(directory / "data"), "-A", "trust", "-U", "fleet", "-E", "UTF8"]
+        data = str(directory / "data")
+        initdb = [str(self._programs / "initdb"), "-D", data, "-A", "trust", "-U", "fleet", "-E", "UTF8"]
         subprocess.run(
             [*dies, *initdb, "--locale=C.UTF-8", "--no-sync"], check=True, stdout=subprocess.DEVNULL, cwd=directory
         )
-        port = free_port()
-        options = [word for option in (*settings, f"port={port}") for word in ("-c", option)]
-        server = [str(programs / "postgres"), "-D", str(directory / "data"), "-k", str(directory), *options]
-        service = start([*dies, *server], Path(f"{directory}.log"))
+        self._port, self._log = free_port(), directory / "log"
+        options = [word for option in (*settings, f"port={self._port}") for word in ("-c", option)]
+        self._argv = [*dies, str(self._programs / "postgres"), "-D", data, "-k", str(directory), *options]
+        self.url = f"postgres://fleet:fleet@127.0.0.1:{self._port}/postgres"
+        self.start()
+
+    def start(self) -> None:
+        self.service = start(self._argv, self._log)
+        ready = [str(self._programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self._port)]
+        wait_for(lambda: subprocess.run(ready, check=False).returncode == 0, "PostgreSQL answers", 30)
+
+    @property
+    def pids(self) -> list[int]:
+        """All its processes, the first of them first."""
+        first = self.service.pid
+        children = Path(f"/proc/{first}/task/{first}/children")
+        return [first, *(map(int, children.read_text().split()) if children.exists() else [])]
+
+    def kill(self) -> None:
+        """kill -9 of all of them at once: what was not on the way to the disk by then is gone."""
+        for pid in self.pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.service.kill()
+
+    def stop(self) -> None:
+        self.service.process.send_signal(signal.SIGINT)  # "fast shutdown": it does not wait for clients
+        self.service.stop(30)
+
+
+@contextmanager
+def running(settings: Sequence[str] = FAST) -> Iterator[Cluster]:
+    """A fresh cluster."""
+    directory = Path(tempfile.mkdtemp(prefix="fleet-postgres-"))
+    try:
+        one = Cluster(directory, settings)
         try:
-            ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
-            wait_for(lambda: subprocess.run(ready, check=False).returncode == 0, "PostgreSQL answers", 30)
-            yield f"postgres://fleet:fleet@127.0.0.1:{port}/postgres"
+            yield one
         finally:
-            service.process.send_signal(signal.SIGINT)  # "fast shutdown": it does not wait for clients
-            service.stop(30)
+            one.stop()
     finally:
         shutil.rmtree(directory)
-        Path(f"{directory}.log").unlink(missing_ok=True)
+
+
+@contextmanager
+def cluster(settings: Sequence[str] = FAST) -> Iterator[str]:
+    """A fresh cluster; yields its FLEET_DATABASE_URL."""
+    with running(settings) as one:
+        yield one.url
 
 
 def main() -> int:

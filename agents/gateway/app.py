@@ -129,7 +129,7 @@ class Gateway:
     async def _sweep(self) -> None:
         """Every few seconds: find what was lost of nudges and hints, write down who is there, and that we listen."""
         pause = min(SWEEP_S, settings.LOST_AFTER / 4)
-        looked, written = timezone.now(), 0.0
+        looked, written, heard = timezone.now(), 0.0, time.monotonic()
         while True:
             telling.steps.flush()
             try:
@@ -145,6 +145,9 @@ class Gateway:
                 log.exception("The sweep failed; it is tried again in %s s", pause)
                 written = 0.0
             else:
+                if time.monotonic() - heard > settings.LOST_AFTER / 2:  # we stood still, or had no database
+                    self._up_since = time.time()  # whoever was silent may have tried
+                heard = time.monotonic()
                 # Only now: who was not written down must not count as silent. And gone again before that could be.
                 with suppress(RedisError, OSError):
                     async with _redis() as connection:

@@ -57,12 +57,13 @@ class BootSession(models.Model):
            │        ├──→ revoked      (somebody wants to hear no more of it)
            └────────┴──→ lost         (silence)
 
-    A lost session that is heard of again is open again: its poll came late, nothing else. A younger boot ends it for good.
+    A lost session that is heard of again is open again: its poll came late, nothing else. So is one that closed, for what it said did not
+    come about, or its silence was the network's. A younger boot ends either for good.
     """
 
     SITE = "client__site"
     TRANSITIONS: Mapping[str, Sequence[str]] = {
-        SessionStatus.OPEN: [SessionStatus.BOOTING, SessionStatus.OPEN, SessionStatus.LOST],
+        SessionStatus.OPEN: [SessionStatus.BOOTING, SessionStatus.OPEN, SessionStatus.CLOSED, SessionStatus.LOST],
         SessionStatus.CLOSED: [SessionStatus.BOOTING, SessionStatus.OPEN, SessionStatus.LOST],
         SessionStatus.SUPERSEDED: [SessionStatus.BOOTING, SessionStatus.OPEN, SessionStatus.LOST],
         SessionStatus.REVOKED: [SessionStatus.BOOTING, SessionStatus.OPEN, SessionStatus.LOST],

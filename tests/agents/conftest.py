@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pytest_django.fixtures import Settings
 
-from agents import sending
+from agents import schedule, sending
 from tests.keys import keys_in
 
 
@@ -27,3 +27,9 @@ def keys(settings: Settings, tmp_path: Path) -> Iterator[Path]:
 def forget() -> None:
     """A connection is made once for a process's life; a test's life is shorter."""
     sending.connection.cache_clear()
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a gateway had listened for long: the clock takes silence for what it is."""
+    monkeypatch.setattr(schedule, "_gateway_listens", lambda: True)

@@ -153,6 +153,14 @@ def test_over_a_spread_each_has_its_turn_at_its_place(world: World, hall: dict[s
     assert seen[0] == ["A1"]
 
 
+def test_a_clock_that_is_set_back_holds_up_no_wave_without_a_spread(
+    world: World, hall: dict[str, Client], clock: Any
+) -> None:
+    campaign = started(world)
+    clock.shift(timedelta(seconds=-5))
+    assert targets.reached(campaign, timezone.now()) == len(hall)
+
+
 # --- who is not there ------------------------------------------------------------------------------------------------
 
 

@@ -101,7 +101,10 @@ def test_a_client_that_sent_nothing_has_not_succeeded(command: Command) -> None:
 
 
 def test_a_capture_that_fails_is_lost_or_is_overtaken_by_a_boot_leaves_nothing(
-    command: Command, settings: Settings, django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks
+    command: Command,
+    settings: Settings,
+    heard: None,
+    django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks,
 ) -> None:
     archive = arrive(command)
 

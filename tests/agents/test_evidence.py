@@ -185,6 +185,16 @@ def test_a_new_boot_tells_what_became_of_the_commands_of_the_last(
     assert [*audit.verify()] == []
 
 
+def test_a_new_boot_proves_no_message(world: World, client: Client, keys: Path) -> None:
+    make_release(world.gamer)
+    command = command_in(world, client, ACCEPTED, Verb.RESTART)
+    Command.objects.update(verb=Verb.MESSAGE)
+    plan_of(client)
+    command.refresh_from_db()
+    assert (command.status, command.result) == (FAILED, {})
+    assert command.reason == "the client booted anew before it said that it showed the message"
+
+
 def test_the_same_boot_asking_twice_proves_nothing(world: World, client: Client) -> None:
     command = command_in(world, client, ACCEPTED, Verb.RESTART)
     assert command.session is not None

@@ -106,7 +106,7 @@ def test_a_message_ends_when_it_was_shown(world: World, session: BootSession) ->
 
 
 def test_who_warns_its_user_first_is_waited_for_until_it_acts(
-    world: World, session: BootSession, settings: Settings
+    world: World, session: BootSession, settings: Settings, heard: None
 ) -> None:
     command = accepted(world, session, Verb.CYCLE, {"warn_s": 600, "text": "Ten minutes", "more": 2})
     later = timezone.now() - timedelta(seconds=settings.COMMAND_LIFE + 5)

@@ -207,6 +207,13 @@ def test_a_token_is_used_once(client: Client) -> None:
     assert BootSession.objects.count() == 1
 
 
+def test_a_token_is_good_no_more_when_a_younger_one_was_used(client: Client) -> None:
+    older, younger = token_of(MAC), token_of(MAC)
+    assert plan(younger)["action"] == "boot"
+    assert plan_refusal(older) == (403, "A younger boot token of this client was used.")
+    assert BootSession.objects.get().status == SessionStatus.BOOTING
+
+
 def test_a_token_ends_with_its_time(client: Client, settings: Settings) -> None:
     token = token_of(MAC)
     now = timezone.now()

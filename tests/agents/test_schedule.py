@@ -147,11 +147,15 @@ def test_what_nobody_accepts_in_time_expires_and_leaves_no_restore(
 
 @pytest.mark.parametrize(("verb", "limit"), [(Verb.CYCLE, "COMMAND_LIFE"), (Verb.RESTART, "BOOT_LIMIT")])
 def test_what_was_accepted_and_is_never_proved_is_lost(
-    world: World, client: Client, settings: Settings, verb: Verb, limit: str
+    world: World, client: Client, settings: Settings, hints: redis.Redis, verb: Verb, limit: str
 ) -> None:
     seconds = getattr(settings, limit)
     command = make_command(world, client, verb)
     Command.objects.update(accepted_at=timezone.now())
+    after(seconds + 1)
+    command.refresh_from_db()
+    assert command.status == CommandStatus.ACCEPTED, "no gateway could have heard a proof"
+    listens_since(hints, 1000)
     after(seconds - 1)
     command.refresh_from_db()
     assert command.status == CommandStatus.ACCEPTED

@@ -34,6 +34,7 @@ class Server:
 
     directory: Path
     environment: dict[str, str]
+    cluster: postgres.Cluster | None = None
     running: dict[str, Service] = field(default_factory=dict)
 
     @property
@@ -43,7 +44,7 @@ class Server:
     @property
     def pids(self) -> dict[str, int]:
         found = {part: service.pid for part, service in self.running.items()}
-        return found | ({"postgres": _postmaster()} if "postgres:" in self.environment["FLEET_DATABASE_URL"] else {})
+        return found | ({"postgres": self.cluster.service.pid} if self.cluster else {})
 
     def start(self, part: str) -> None:
         """Start it, for the first time or again, and wait until it serves."""
@@ -83,16 +84,6 @@ def _works(queue: str) -> bool:
     return alive.listen().parts[queue].silent_s is not None
 
 
-def _postmaster() -> int:
-    """PostgreSQL's first process is the parent of the one that serves us."""
-    from django.db import connection
-
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_backend_pid()")
-        backend = cursor.fetchone()[0]
-    return int(Path(f"/proc/{backend}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 @contextmanager
 def server(database: str = "postgres", **settings: object) -> Iterator[Server]:
     """Have a server, once in a process; ``settings`` as in ``poll_hold=60`` become FLEET_POLL_HOLD of all of it.
@@ -102,16 +93,15 @@ def server(database: str = "postgres", **settings: object) -> Iterator[Server]:
     """
     with ExitStack() as things:
         directory = Path(things.enter_context(tempfile.TemporaryDirectory(prefix="fleet-bench-")))
-        url = f"sqlite:///{directory / 'fleet.sqlite3'}"
-        if database == "postgres":
-            url = things.enter_context(postgres.cluster(postgres.DURABLE))
+        cluster = things.enter_context(postgres.running(postgres.DURABLE)) if database == "postgres" else None
+        url = cluster.url if cluster else f"sqlite:///{directory / 'fleet.sqlite3'}"
         os.environ |= {"FLEET_DATABASE_URL": url, "DJANGO_SETTINGS_MODULE": "fleet.settings"}
         os.environ |= {f"FLEET_{name.upper()}": str(value) for name, value in settings.items()}
         environment = box_environment(directory, gateway_port=free_port())
         os.environ |= environment
         django.setup()
         _prepare(directory)
-        one = Server(directory, environment)
+        one = Server(directory, environment, cluster)
         things.callback(_leave)
         things.callback(one.stop)
         for part in PARTS:

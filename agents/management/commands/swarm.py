@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import uvloop
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import connection
 
 from agents.swarm.client import Player, mac_of
 from agents.swarm.ledger import PREFIX, Ledger
@@ -65,6 +66,7 @@ class Command(BaseCommand):
         clients = enrol(site, options["clients"])
         kernel = kernel_of(site)
         uvloop.run(self._play(clients, site, kernel, nature, ledger, options))
+        connection.close()  # it may be older than the database, which was killed meanwhile
         found = self._tell(ledger)
         if found["lost"] or found["twice"] or found["unaudited"]:
             sys.exit(1)
