@@ -178,9 +178,9 @@ def evenings(world: World, place: Path, number: int, steps: int) -> None:
 
 
 def test_some_evenings(world: World, keys: Path, limits: None, tmp_path: Path) -> None:
-    evenings(world, tmp_path, 2, 20)
+    evenings(world, tmp_path, 4, 20)
 
 
 @pytest.mark.slow
 def test_many_evenings(world: World, keys: Path, limits: None, tmp_path: Path) -> None:
-    evenings(world, tmp_path, 30, 40)
+    evenings(world, tmp_path, 20, 40)
