@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from agents.models import BootSession, Command, CommandStatus, SessionStatus, Verb
+from agents import sending
+from agents.models import BootSession, Command, CommandStatus, HomeRestore, SessionStatus, Verb
+from fleet import rows
 from fleet.models import AuditEntry, Client, ClientState
 from tests.agents.boots import make_release
 from tests.faults.clients import PC, Mood
@@ -87,6 +90,22 @@ def test_where_a_sender_dies_the_next_one_goes_on(room: Hall, when: str) -> None
     room.passes(12)
     assert fate(room, command) == ONCE
     assert room.book_holds() >= len(room.notary.signed)
+
+
+def test_what_is_taken_back_while_it_is_signed_is_not_done(room: Hall, pc: PC, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its envelope is handed over all the same."""
+    update_rows = rows.update_rows
+
+    def late(*args: Any, **only: Any) -> int:
+        room.cancel(pc)
+        return update_rows(*args, **only)
+
+    monkeypatch.setattr(sending, "update_rows", late)
+    command = ordered(room, Verb.CYCLE)
+    assert len(room.notary.signed) == 1
+    room.passes(8)
+    assert fate(room, command) == (CommandStatus.CANCELLED, 0)
+    assert pc.agent.memory.reports[str(command.pk)]["reason"] == "cancelled"
 
 
 def test_a_lost_nudge_costs_a_sweep(room: Hall) -> None:
@@ -214,6 +233,18 @@ def test_one_whose_network_comes_back_too_late_for_that_is_shown_and_written_dow
     assert Command.objects.get(verb=Verb.CYCLE).status == CommandStatus.SUCCEEDED
 
 
+def test_a_plan_that_does_not_arrive_costs_a_fresh_token(room: Hall, pc: PC) -> None:
+    pc.unplug()
+    pc.switch_on()
+    room.run()
+    while not (asked := [call for call in room.wire.calls if call.target == "/boot/v1/plan" and call.line]):
+        room.flow(1)
+    room.wire.cut(asked[0])
+    room.passes(20)
+    assert room.unheard() == []
+    assert BootSession.objects.filter(client__mac=pc.mac, status=SessionStatus.OPEN).count() == 1
+
+
 def test_a_boot_that_was_given_up_does_not_end_the_one_that_followed(room: Hall, pc: PC) -> None:
     """The network held up a question for a boot plan until the PC was up by another."""
     pc.unplug()
@@ -293,6 +324,16 @@ def test_a_boot_by_hand_ends_what_was_ordered_of_the_boot_before(
     pc.switch_on()
     room.passes(8)
     assert fate(room, second) == (after, 0)
+
+
+@pytest.mark.parametrize(("verb", "end"), [(Verb.CYCLE, CommandStatus.LOST), (Verb.POWEROFF, CommandStatus.SUCCEEDED)])
+def test_what_a_pc_took_with_it_for_good_ends_all_the_same(room: Hall, pc: PC, verb: Verb, end: CommandStatus) -> None:
+    command = accepted(room, verb)
+    pc.unplug()
+    room.passes(72)
+    assert fate(room, command) == (end, 0)
+    restores = HomeRestore.objects.values_list("command", "result")
+    assert [*restores] == ([(command.pk, "lost")] if verb == Verb.CYCLE else [])
 
 
 @pytest.mark.slow
