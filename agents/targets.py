@@ -1,5 +1,6 @@
 """The targets of a campaign, thousands at a time: made, ordered, followed and closed in sets."""
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
@@ -7,8 +8,8 @@ from typing import Any
 from uuid import UUID
 
 from django.conf import settings
-from django.db.models import Case, CharField, Count, Exists, OuterRef, Q, QuerySet, Subquery, UUIDField, Value, When
-from django.db.models.functions import MD5, Cast, Concat
+from django.db.models import Case, Count, Exists, OuterRef, Q, QuerySet, Subquery, Value, When
+from django.db.models.functions import Concat
 from django.utils import timezone
 
 from agents.models import Campaign, Command, Offline, Order, Target, TargetStatus, Verb
@@ -94,16 +95,20 @@ def _order(campaign: Campaign, keys: Sequence[int], now: datetime) -> int:
     order = campaign.order
     expires = min(now + timedelta(seconds=settings.COMMAND_LIFE), campaign.expires_at)
     pattern = Command(order=order, verb=order.verb, queued_at=now, expires_at=expires)
+    commands = {_command_of(order, key): key for key in keys}
     chosen = Target.objects.filter(pk__among=keys)
+    clients = dict(chosen.order_by().values_list("pk", "client"))
     # In one order everywhere, or two who order something of the same clients would wait for each other.
-    insert_rows(pattern, ["id", "client"], chosen.order_by("client").values_list(_command_of(order, "pk"), "client"))
-    made = Exists(Command.objects.filter(pk=_command_of(order, OuterRef("pk"))))
-    return chosen.filter(made).update(status=TargetStatus.ORDERED, command=_command_of(order, "pk"))
+    made = sorted((clients[key], command) for command, key in commands.items() if key in clients)
+    insert_rows(pattern, ["client", "id"], made)
+    there = Command.objects.filter(pk__among=list(commands)).order_by().values_list("pk", flat=True)
+    ordered = ((commands[pk], TargetStatus.ORDERED, pk) for pk in there)
+    return update_rows(Target, ["status", "command"], ordered, status=TargetStatus.WAITING)
 
 
-def _command_of(order: Order, target: "str | OuterRef") -> Cast:
+def _command_of(order: Order, target: int) -> UUID:
     """The key of a target's command. It is the target's own, so that no step that runs twice can order anything twice."""
-    return Cast(MD5(Concat(Value(f"{order.pk} "), Cast(target, CharField()))), UUIDField())
+    return UUID(hashlib.md5(f"{order.pk} {target}".encode(), usedforsecurity=False).hexdigest())
 
 
 def _part_with(campaign: Campaign, unable: QuerySet[Target], now: datetime) -> int:

@@ -1,6 +1,6 @@
 """What is done to sites and clients. Each service asks for the right and writes its audit entry in the same transaction."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any
 
@@ -106,6 +106,15 @@ def tag(clients: Iterable[Client], name: str, actor: User | AnonymousUser, *, of
             audit.record("clients.untagged" if off else "clients.tagged", row, site=site, actor=actor, clients=names)
         changed += len(moving)
     return changed
+
+
+@transaction.atomic
+def set_tags(client: Client, names: Collection[str], actor: User | AnonymousUser) -> None:
+    """Have ``client`` carry these tags and no others. Raises as ``tag`` does."""
+    there = {row.name for row in client.tags.all()}
+    for name in sorted(there.symmetric_difference(names)):
+        tag([client], name, actor, off=name in there)
+    getattr(client, "_prefetched_objects_cache", {}).pop("tags", None)
 
 
 def _text(name: str, value: object) -> object:

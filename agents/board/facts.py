@@ -237,7 +237,21 @@ class Notice:
     admin_url: str
 
 
-Fact = Notice | Tile | Count | ClassCount | ReleaseLine | OrderLine | BuildLine | RestoreLine
+@dataclass(frozen=True)
+class FreezeLine:
+    """Nothing is signed. Who may lift it is asked when they try; ``lift_url`` is empty where that is not done here."""
+
+    template: ClassVar[str] = "board/freeze_line.html"
+
+    key: str
+    where: str
+    reason: str
+    by: str
+    at: datetime
+    lift_url: str
+
+
+Fact = FreezeLine | Notice | Tile | Count | ClassCount | ReleaseLine | OrderLine | BuildLine | RestoreLine
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 from django.db.models import F, Prefetch, Q
 from django.urls import NoReverseMatch, reverse
 
+from agents import freezing
 from agents.board.facts import (
     BuildLine,
     ClassCount,
@@ -16,6 +17,7 @@ from agents.board.facts import (
     Count,
     Doing,
     Fact,
+    FreezeLine,
     LastCommand,
     Notice,
     Reading,
@@ -59,6 +61,7 @@ def read(site: Site) -> Reading:
     )
     return Reading(
         {
+            "freezes": _freezes(site),
             "notices": _notices(site, clients),
             "clients": [*tiles],
             "counts": [Count(state.value, str(state.label), states[state.value]) for state in ClientState],
@@ -121,6 +124,14 @@ def _tiles(site: Site, clients: list[Client], open_commands: list[Command], offe
         )
         for client in clients
     ]
+
+
+def _freezes(site: Site) -> list[Fact]:
+    row = freezing.standing(site)
+    if row is None:
+        return []
+    where, lift_url = ("", reverse("board-lift", args=[site.slug])) if row.site_id else (" at all sites", "")
+    return [FreezeLine(str(row.pk), where, row.reason, str(row.frozen_by or "Nobody"), row.frozen_at, lift_url)]
 
 
 def _notices(site: Site, clients: list[Client]) -> list[Fact]:

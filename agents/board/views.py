@@ -14,10 +14,9 @@ from django.views.decorators.http import require_safe
 
 from agents.board.facts import Fact, Tile
 from agents.board.feed import render as render_fact
-from agents.board.freezes import switch
 from agents.board.reading import read
 from agents.board.stream import stream
-from agents.board.visiting import may_operate, visible_site
+from agents.board.visiting import may_operate, may_release, visible_site
 from agents.models import Verb
 from fleet.models import Client, ClientState, Site
 
@@ -69,10 +68,12 @@ def board(request: HttpRequest, slug: str) -> HttpResponse:
         "text": text,
         "filtered": bool(text or wanted["states"] or wanted["classes"]),
         "may_operate": may_operate(request, site),
+        "may_freeze": may_operate(request, site),  # the page hides it while a freeze stands
+        "may_release": may_release(request, site),
         "projector": "projector" in request.GET,
         "verbs": (Verb.CYCLE, Verb.RESTART, Verb.POWEROFF, Verb.WAKE),
     }
-    return render(request, "board/site.html", context | switch(request, site))
+    return render(request, "board/site.html", context)
 
 
 def _html(fact: Fact) -> SafeString:

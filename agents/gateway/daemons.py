@@ -16,7 +16,7 @@ from django.conf import settings
 from agents import attendance, delivering, evidence, holds, metrics, telling, twins, writes
 from agents.daemon import protocol
 from agents.gateway import captures
-from agents.gateway.database import AT_LEISURE, AT_ONCE, IN_TURN, Database
+from agents.gateway.database import AT_ONCE, IN_TURN, Database
 from agents.gateway.http import Answer, Handled, Problem, Request
 from agents.gateway.parking import Attendant, Parking, Poll
 from agents.models import BootSession, SessionStatus
@@ -175,23 +175,14 @@ class Daemons:
             raise Problem(400, f"The cursor is a sequence, the state one of {', '.join(protocol.STATES)}.")
         if state != attendant.state:
             attendant.state = state
-            self._run(self._note(attendant, state))
+            # What is not written down is mended by the next sweep.
+            self._database.note(attendance.say_states, attendance.Says(attendant.session, attendant.client, state))
         poll = Poll(attendant, request.line, int(cursor), time.monotonic() + self.parking.hold_s())
         if attendant.client in self.parking.waiting:
             self.parking.waiting.discard(attendant.client)
             return self._deliver([poll])
         self.parking.park(poll)
         return None
-
-    async def _note(self, attendant: Attendant, state: str) -> None:
-        """Write down what a daemon says of its client. Nobody waits for it: what was not written is mended by the next sweep."""
-        try:
-            said = attendance.Says(attendant.session, attendant.client, state)
-            await self._database.write_all(attendance.say_states, said, AT_LEISURE)
-        except FleetError as error:
-            log.info("%s", error)
-        except Exception:
-            log.exception("The state of client %s could not be written down", attendant.client)
 
     def hand_out(self, commands: Sequence[Handed]) -> None:
         """Answer parked polls with the commands that were signed just now, without asking the database for what it was told before.

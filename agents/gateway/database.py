@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 from django.db import close_old_connections, transaction
 
+from fleet.exceptions import FleetError
+
 Item = TypeVar("Item")
 T = TypeVar("T")
 Group = Callable[[Sequence[Item]], Sequence[T | Exception]]
@@ -32,8 +34,8 @@ class Lane:
     def __init__(self, name: str, carry_out: Callable[[Group[Any, Any], list[Any]], Sequence[Any]]) -> None:
         self._carry_out = carry_out
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
-        # By urgency; of each the groups in the order in which their first item came.
-        self._waiting: list[dict[Any, list[tuple[Any, asyncio.Future[Any]]]]] = [{}, {}, {}]
+        # By urgency; of each the groups in the order in which their first item came, each item with who waits for what becomes of it.
+        self._waiting: list[dict[Any, list[tuple[Any, asyncio.Future[Any] | None]]]] = [{}, {}, {}]
         self._asked = asyncio.Event()
         self._again: dict[Any, float] = {}  # when a function may be asked again, by the loop's clock
         self._rush = (0.0, 0.0)  # since when many are to be answered at once, and the last time that it was so
@@ -41,11 +43,18 @@ class Lane:
     async def ask(self, group: Group[Item, T], item: Item, urgency: int = IN_TURN) -> T:
         """What ``group`` has for ``item``, or its exception."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._put(group, item, future, urgency)
+        return await future
+
+    def tell(self, group: Group[Item, Any], item: Item) -> None:
+        """Have ``group`` carry out ``item`` at leisure. Nobody waits for it; what fails is logged."""
+        self._put(group, item, None, AT_LEISURE)
+
+    def _put(self, group: Group[Item, T], item: Item, future: "asyncio.Future[T] | None", urgency: int) -> None:
         waiting = self._waiting[urgency].setdefault(group, [])
         waiting.append((item, future))
         if len(waiting) in (1, MOST):
             self._asked.set()
-        return await future
 
     async def run(self) -> None:
         """Carry out groups for as long as the gateway runs."""
@@ -65,7 +74,13 @@ class Lane:
                 )
             except Exception as error:  # the database is away: nothing was done for any of them
                 outcomes = [error] * len(members)
+                if any(future is None for _, future in members):
+                    log.exception("%d items of %s could not be written down", len(members), group.__name__)
             for (_, future), outcome in zip(members, outcomes, strict=True):
+                if future is None:
+                    if isinstance(outcome, FleetError):
+                        log.info("%s", outcome)
+                    continue
                 if future.done():
                     continue
                 if isinstance(outcome, Exception):
@@ -73,7 +88,9 @@ class Lane:
                 else:
                     future.set_result(outcome)
 
-    def _next(self, now: float) -> tuple[tuple[Any, list[tuple[Any, "asyncio.Future[Any]"]]] | None, float | None]:
+    def _next(
+        self, now: float
+    ) -> tuple[tuple[Any, list[tuple[Any, "asyncio.Future[Any] | None"]]] | None, float | None]:
         """The next group with its members; else how long until there may be one, None where nobody waits."""
         soonest: float | None = None
         began, last = self._rush
@@ -120,6 +137,10 @@ class Database:
     async def write_all(self, group: Group[Item, T], item: Item, urgency: int = IN_TURN) -> T:
         """What ``group`` answers to ``item``, or its exception, once that is durable."""
         return await self._writes.ask(group, item, urgency)
+
+    def note(self, group: Group[Item, Any], item: Item) -> None:
+        """Have ``group`` write ``item`` down at leisure. Nobody waits for it; what fails is logged."""
+        self._writes.tell(group, item)
 
     def lanes(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         return [self._reads.run, self._writes.run]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from django.contrib.auth.models import User
+from django.db import transaction
 from django.db.models import Q, QuerySet
 from django_filters import rest_framework as filters
 from drf_spectacular.utils import extend_schema, extend_schema_field
@@ -124,10 +125,23 @@ class AdapterSerializer(serializers.Serializer[Any]):
     name = serializers.CharField(help_text="From pci.ids.")
 
 
+class TagsField(serializers.ListField):
+    """Tags by their names."""
+
+    def to_representation(self, tags: Any) -> list[str]:
+        return [tag.name for tag in tags.all()]
+
+
 class ClientSerializer(serializers.ModelSerializer[Client]):
     adapters = serializers.SerializerMethodField()
     site_slug = serializers.CharField(source="site.slug", read_only=True)
     client_class = ScopedRelatedField(queryset=ClientClass.objects.all(), allow_null=True, required=False)
+    tags = TagsField(
+        child=serializers.SlugField(max_length=40),
+        max_length=50,
+        required=False,
+        help_text="All that it has. PATCH takes away those that are not named; a new word makes a new tag of its site.",
+    )
 
     class Meta:
         model = Client
@@ -141,6 +155,7 @@ class ClientSerializer(serializers.ModelSerializer[Client]):
                 "seat",
                 "client_class",
                 "class_pinned",
+                "tags",
                 "admission",
                 "state",
                 "since",
@@ -165,6 +180,7 @@ class ClientFilters(SiteFilters):
     client_class = filters.CharFilter(field_name="client_class__slug", help_text="The slug of a class.")
     mac = filters.CharFilter(field_name="mac", help_text="In small letters, with colons.")
     seat = filters.CharFilter(field_name="seat")
+    tag = filters.CharFilter(field_name="tags__name", help_text="One that the site has put on it.")
     twin = filters.BooleanFilter(
         field_name="twin_at", lookup_expr="isnull", exclude=True, help_text="Two machines had its MAC address."
     )
@@ -177,15 +193,20 @@ class ClientFilters(SiteFilters):
 class ClientViewSet(mixins.UpdateModelMixin, ScopedViewSet[Client]):
     """The machines. PATCH names, seats and classes them; their state is what was last seen, and not written."""
 
-    queryset = Client.objects.select_related("site")
+    queryset = Client.objects.select_related("site").prefetch_related("tags")
     serializer_class = ClientSerializer
     filterset_class = ClientFilters
     page_order = ("site", "seat", "name")
     http_method_names = ["get", "head", "options", "patch", "post"]
 
     def perform_update(self, serializer: serializers.BaseSerializer[Client]) -> None:
-        assert serializer.instance is not None
-        services.edit_client(serializer.instance, self.request.user, **serializer.validated_data)
+        client, changes = serializer.instance, dict(serializer.validated_data)
+        assert client is not None
+        tags = changes.pop("tags", None)
+        with transaction.atomic():
+            services.edit_client(client, self.request.user, **changes)
+            if tags is not None:
+                services.set_tags(client, tags, self.request.user)
 
     @extend_schema(request=AdmissionSerializer, responses=ClientSerializer)
     @action(detail=True, methods=["post"])

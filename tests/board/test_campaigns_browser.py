@@ -37,3 +37,17 @@ def test_a_campaign_of_chosen_pcs_on_a_phone(room: Room) -> None:
     page.get_by_role("button", name="Stop now").click()
     page.get_by_text("Stopped", exact=True).wait_for()
     page.get_by_role("button", name="Stop now").wait_for(state="detached")
+
+
+def test_a_freeze_is_seen_by_all_at_once_and_lifted_by_who_may(room: Room) -> None:
+    volunteer, organiser = room.live(room.world.vera), room.live(room.world.otto)
+    volunteer.get_by_text("Freeze", exact=True).click()
+    volunteer.get_by_label("Why freeze?").fill("fire alarm")
+    volunteer.get_by_role("button", name=f"Freeze {room.world.clubroom}").click()
+    organiser.get_by_text("Frozen: fire alarm").wait_for()
+    organiser.get_by_text("Freeze", exact=True).wait_for(state="hidden")
+    volunteer.get_by_text("Frozen: fire alarm").wait_for()
+    assert not volunteer.get_by_role("button", name="Lift the freeze").is_visible()
+    organiser.get_by_role("button", name="Lift the freeze").click()
+    volunteer.get_by_text("Frozen: fire alarm").wait_for(state="detached")
+    volunteer.get_by_text("Freeze", exact=True).wait_for()

@@ -8,8 +8,8 @@ import pytest
 
 from agents import sending
 from agents.models import BootSession, Command, CommandStatus, HomeRestore, SessionStatus, Verb
+from fleet import rows
 from fleet.models import AuditEntry, Client, ClientState
-from fleet.rows import update_rows
 from tests.agents.boots import make_release
 from tests.faults.clients import PC, Mood
 from tests.faults.hall import CRASHES, Hall, hall
@@ -94,6 +94,7 @@ def test_where_a_sender_dies_the_next_one_goes_on(room: Hall, when: str) -> None
 
 def test_what_is_taken_back_while_it_is_signed_is_not_done(room: Hall, pc: PC, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its envelope is handed over all the same."""
+    update_rows = rows.update_rows
 
     def late(*args: Any, **only: Any) -> int:
         room.cancel(pc)

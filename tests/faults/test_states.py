@@ -178,7 +178,7 @@ def evenings(world: World, place: Path, number: int, steps: int) -> None:
 
 
 def test_some_evenings(world: World, keys: Path, limits: None, tmp_path: Path) -> None:
-    evenings(world, tmp_path, 4, 20)
+    evenings(world, tmp_path, 3, 20)
 
 
 @pytest.mark.slow

@@ -86,6 +86,31 @@ def test_a_client_is_not_made_what_does_not_fit(world: World, body: dict[str, An
     assert Client.objects.filter(pk=client.pk).values().get() == before
 
 
+def test_a_client_has_the_tags_that_are_named_and_no_others(world: World) -> None:
+    client = make_client(world.clubroom)
+    address = f"clients/{client.pk}/"
+    assert call(world.vera, address)[1]["tags"] == []
+    status, row = call(world.vera, address, {"tags": ["stage", "loud"], "seat": "B1"}, "patch")
+    assert (status, row["tags"], row["seat"]) == (200, ["loud", "stage"], "B1")
+    assert call(world.vera, address, {"tags": ["stage", "finals"]}, "patch")[1]["tags"] == ["finals", "stage"]
+    assert call(world.vera, address, {"seat": "B2"}, "patch")[1]["tags"] == ["finals", "stage"], "nobody spoke of them"
+    assert [len(call(world.vera, f"clients/?tag={tag}")[1]["results"]) for tag in ("stage", "loud")] == [1, 0]
+    told = AuditEntry.objects.filter(action__in=["clients.tagged", "clients.untagged"])
+    assert sorted(told.values_list("action", "subject")) == [
+        ("clients.tagged", "finals"),
+        ("clients.tagged", "loud"),
+        ("clients.tagged", "stage"),
+        ("clients.untagged", "loud"),
+    ]
+    status, problem = call(world.vera, address, {"tags": ["two words"], "seat": "C1"}, "patch")
+    assert (status, problem["status"]) == (400, 400)
+    assert call(world.mallory, address, {"tags": []}, "patch")[0] == 404
+    world.vera.memberships.update(role="viewer")
+    assert call(world.vera, address, {"tags": []}, "patch")[0] == 403
+    client.refresh_from_db()
+    assert (client.seat, client.tags.count()) == ("B2", 2)
+
+
 def test_what_is_seen_of_a_client_is_not_written(world: World) -> None:
     client = make_client(world.clubroom)
     body = {"mac": "52:54:00:ff:ff:ff", "state": "ready", "admission": "retired", "site": world.school.pk}
