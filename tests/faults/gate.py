@@ -83,7 +83,7 @@ class Rows:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._jobs: dict[tuple[Any, Any], list[tuple[Any, asyncio.Future[Any]]]] = {}
+        self._jobs: dict[tuple[Any, Any], list[tuple[Any, asyncio.Future[Any] | None]]] = {}
         self.away, self.doubtful = 0, False
 
     async def read(self, function: Callable[..., Any], *args: object) -> Any:
@@ -97,6 +97,9 @@ class Rows:
 
     async def write_all(self, group: Callable[..., Any], item: object, urgency: int = 0) -> Any:
         return await self._ask(database._commit, group, item)
+
+    def note(self, group: Callable[..., Any], item: object) -> None:
+        self._jobs.setdefault((database._commit, group), []).append((item, None))
 
     async def _ask(self, way: Callable[..., Any], group: Callable[..., Any], item: object) -> Any:
         future = self._loop.create_future()
@@ -115,7 +118,7 @@ class Rows:
             except OperationalError as error:
                 outcomes = [error] * len(members)
             for (_, future), outcome in zip(members, outcomes, strict=True):
-                if future.done():
+                if future is None or future.done():
                     continue
                 if isinstance(outcome, Exception):
                     future.set_exception(outcome)
