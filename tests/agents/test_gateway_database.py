@@ -164,12 +164,12 @@ class Counting(Database):
         super().__init__()
         self.asked = 0
         for lane in (self._reads, self._writes):
-            lane.ask = self._counted(lane.ask)  # type: ignore[method-assign]
+            lane._put = self._counted(lane._put)  # type: ignore[method-assign]
 
-    def _counted(self, ask: Callable[..., Any]) -> Callable[..., Any]:
-        async def counted(*args: Any) -> Any:
+    def _counted(self, put: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any) -> None:
             self.asked += 1
-            return await ask(*args)
+            put(*args)
 
         return counted
 
