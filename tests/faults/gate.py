@@ -98,10 +98,16 @@ class Rows:
     async def write_all(self, group: Callable[..., Any], item: object, urgency: int = 0) -> Any:
         return await self._ask(database._commit, group, item)
 
+    def note(self, group: Callable[..., Any], item: object) -> None:
+        self._begin(database._commit, group, item).add_done_callback(lambda done: done.cancelled() or done.exception())
+
     async def _ask(self, way: Callable[..., Any], group: Callable[..., Any], item: object) -> Any:
-        future = self._loop.create_future()
+        return await self._begin(way, group, item)
+
+    def _begin(self, way: Callable[..., Any], group: Callable[..., Any], item: object) -> "asyncio.Future[Any]":
+        future: asyncio.Future[Any] = self._loop.create_future()
         self._jobs.setdefault((way, group), []).append((item, future))
-        return await future
+        return future
 
     def lanes(self) -> list[Any]:
         return []
