@@ -83,7 +83,7 @@ class Rows:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._jobs: dict[tuple[Any, Any], list[tuple[Any, asyncio.Future[Any]]]] = {}
+        self._jobs: dict[tuple[Any, Any], list[tuple[Any, asyncio.Future[Any] | None]]] = {}
         self.away, self.doubtful = 0, False
 
     async def read(self, function: Callable[..., Any], *args: object) -> Any:
@@ -99,15 +99,12 @@ class Rows:
         return await self._ask(database._commit, group, item)
 
     def note(self, group: Callable[..., Any], item: object) -> None:
-        self._begin(database._commit, group, item).add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._jobs.setdefault((database._commit, group), []).append((item, None))
 
     async def _ask(self, way: Callable[..., Any], group: Callable[..., Any], item: object) -> Any:
-        return await self._begin(way, group, item)
-
-    def _begin(self, way: Callable[..., Any], group: Callable[..., Any], item: object) -> "asyncio.Future[Any]":
-        future: asyncio.Future[Any] = self._loop.create_future()
+        future = self._loop.create_future()
         self._jobs.setdefault((way, group), []).append((item, future))
-        return future
+        return await future
 
     def lanes(self) -> list[Any]:
         return []
@@ -121,7 +118,7 @@ class Rows:
             except OperationalError as error:
                 outcomes = [error] * len(members)
             for (_, future), outcome in zip(members, outcomes, strict=True):
-                if future.done():
+                if future is None or future.done():
                     continue
                 if isinstance(outcome, Exception):
                     future.set_exception(outcome)

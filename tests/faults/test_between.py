@@ -1,8 +1,8 @@
 """What can happen in between: the table of docs/protocol.md, line by line, with the real server and the real daemon."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -17,6 +17,7 @@ from tests.world import World
 
 OFF = (ClientState.OFF, SessionStatus.CLOSED)
 READY = (ClientState.READY, SessionStatus.OPEN)
+T = TypeVar("T")
 HOPS = range(9)  # so many half ways of messages, and a command has been carried out
 
 
@@ -44,6 +45,20 @@ def state_of(pc: PC) -> tuple[str, str]:
     return client.state, BootSession.objects.filter(client=client).latest("planned_at").status
 
 
+def flows_until(room: Hall, seen: Callable[[], T]) -> T:
+    """What is seen when the messages came so far, half a way after the other."""
+    for _ in range(100):
+        if found := seen():
+            return found
+        room.flow(1)
+    raise AssertionError("They do not come so far.")
+
+
+def is_accepted(command: Command) -> bool:
+    command.refresh_from_db()
+    return command.status == CommandStatus.ACCEPTED
+
+
 def ordered(room: Hall, verb: Verb, hops: int = 0) -> Command:
     """The first client was ordered something, which was sent and came so far."""
     room.order(verb, [room.pcs[0]])
@@ -55,9 +70,7 @@ def ordered(room: Hall, verb: Verb, hops: int = 0) -> Command:
 def accepted(room: Hall, verb: Verb) -> Command:
     """One whose acceptance the server has; its client does not know that yet."""
     command = ordered(room, verb)
-    while command.status != CommandStatus.ACCEPTED:
-        room.flow(1)
-        command.refresh_from_db()
+    flows_until(room, lambda: is_accepted(command))
     assert not room.effects()
     return command
 
@@ -237,8 +250,7 @@ def test_a_plan_that_does_not_arrive_costs_a_fresh_token(room: Hall, pc: PC) -> 
     pc.unplug()
     pc.switch_on()
     room.run()
-    while not (asked := [call for call in room.wire.calls if call.target == "/boot/v1/plan" and call.line]):
-        room.flow(1)
+    asked = flows_until(room, lambda: [one for one in room.wire.calls if one.target == "/boot/v1/plan" and one.line])
     room.wire.cut(asked[0])
     room.passes(20)
     assert room.unheard() == []
@@ -250,8 +262,7 @@ def test_a_boot_that_was_given_up_does_not_end_the_one_that_followed(room: Hall,
     pc.unplug()
     pc.switch_on()
     room.run()
-    while not (late := [call for call in room.wire.moving if call.target == "/boot/v1/plan"]):
-        room.flow(1)
+    late = flows_until(room, lambda: [one for one in room.wire.moving if one.target == "/boot/v1/plan"])
     stray = late[0].copy()
     pc.unplug()
     room.wire.lose(late[0])
@@ -317,9 +328,7 @@ def test_a_boot_by_hand_ends_what_was_ordered_of_the_boot_before(
     room.order(verb, [pc])
     room.send()
     second = Command.objects.exclude(pk=first.pk).get()
-    while second.status != CommandStatus.ACCEPTED:
-        room.flow(1)
-        second.refresh_from_db()
+    flows_until(room, lambda: is_accepted(second))
     pc.unplug()
     pc.switch_on()
     room.passes(8)
