@@ -138,7 +138,7 @@ def _notices(site: Site, clients: list[Client]) -> list[Fact]:
     """Who waits to be admitted, whose MAC address two have, and whether newcomers are admitted without asking."""
     found = list[Fact]()
     if site.enrolment_open:
-        until = f"New PCs are admitted without asking until {site.enrolment_until:%H:%M} UTC"
+        until = f"New PCs are admitted without asking until {site.enrolment_until:%-d %b %H:%M} UTC"
         found.append(Notice("enrolment", until, "admission-pending", admin_url("fleet_site", site.pk)))
     if waiting := sum(client.admission == Admission.PENDING for client in clients):
         words = f"{waiting} new PC{'s wait' if waiting > 1 else ' waits'} to be admitted"
