@@ -74,19 +74,16 @@ class Lane:
                 )
             except Exception as error:  # the database is away: nothing was done for any of them
                 outcomes = [error] * len(members)
-                if any(future is None for _, future in members):
-                    log.exception("%d items of %s could not be written down", len(members), group.__name__)
             for (_, future), outcome in zip(members, outcomes, strict=True):
-                if future is None:
-                    if isinstance(outcome, FleetError):
-                        log.info("%s", outcome)
-                    continue
-                if future.done():
+                if future is None or future.done():
                     continue
                 if isinstance(outcome, Exception):
                     future.set_exception(outcome)
                 else:
                     future.set_result(outcome)
+            _log_failures(
+                group, [outcome for (_, future), outcome in zip(members, outcomes, strict=True) if future is None]
+            )
 
     def _next(
         self, now: float
@@ -115,6 +112,18 @@ class Lane:
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
+
+
+def _log_failures(group: Group[Any, Any], outcomes: Sequence[Any]) -> None:
+    """Of notes, for which nobody waits: what the server said no to, and once what broke."""
+    broken = None
+    for outcome in outcomes:
+        if isinstance(outcome, FleetError):
+            log.info("%s", outcome)
+        elif isinstance(outcome, Exception):
+            broken = outcome
+    if broken is not None:
+        log.error("Of %d notes for %s some were not written down", len(outcomes), group.__name__, exc_info=broken)
 
 
 class Database:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import OperationalError, transaction
 from pytest_django.fixtures import Settings
 
+from agents.gateway import database as lanes
 from agents.gateway.app import Gateway
-from agents.gateway.database import AT_LEISURE, AT_ONCE, MOST, Database
+from agents.gateway.database import AT_LEISURE, AT_ONCE, MANY, MOST, Database
 from agents.gateway.http import Request
 from agents.gateway.parking import Parking, Poll
 from fleet.models import Site
@@ -157,8 +158,73 @@ def test_a_database_that_is_away_fails_each_write_and_serves_the_next(transactio
     assert count == 0
 
 
+def asked_together(name: str, order: list[tuple[str, int]]) -> Callable[[Sequence[int]], Sequence[int]]:
+    """A group that notes in ``order`` when it is carried out, and how many it holds."""
+
+    def group(items: Sequence[int]) -> Sequence[int]:
+        order.append((name, len(items)))
+        return items
+
+    return group
+
+
+def test_who_comes_just_after_a_group_goes_with_those_who_come_next(transactional_db: None) -> None:
+    order: list[tuple[str, int]] = []
+
+    async def work(database: Database) -> None:
+        group = asked_together("told", order)
+        assert await database.write_all(group, 1) == 1, "a lonely one waits for nobody"
+        second = asyncio.create_task(database.write_all(group, 2))
+        await asyncio.sleep(0.01)
+        assert await database.write_all(group, 3) == 3
+        assert await second == 2
+
+    with_database(work)
+    assert order == [("told", 1), ("told", 2)]
+
+
+@pytest.mark.parametrize(("patience_s", "last"), [(60.0, True), (0.2, False)])
+def test_while_many_begin_what_was_done_waits_for_so_long_and_no_longer(
+    transactional_db: None, monkeypatch: pytest.MonkeyPatch, patience_s: float, last: bool
+) -> None:
+    monkeypatch.setattr(lanes, "PATIENCE_S", patience_s)
+    order: list[tuple[str, int]] = []
+
+    async def work(database: Database) -> None:
+        begin, done = (asked_together(name, order) for name in ("begin", "done"))
+
+        async def many() -> None:
+            await asyncio.gather(*(database.write_all(begin, number, AT_ONCE) for number in range(MANY)))
+
+        await many()
+        told = asyncio.create_task(database.write_all(done, 0))
+        for _ in range(6):
+            await asyncio.sleep(0.1)
+            await many()
+        await told
+
+    with_database(work)
+    assert (order[-1] == ("done", 1)) == last
+    assert order.count(("begin", MANY)) == 7
+
+
+def test_a_note_that_fails_is_logged_and_keeps_nobody_waiting(
+    transactional_db: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(items: Sequence[int]) -> Sequence[int]:
+        raise OperationalError("it is away")
+
+    async def work(database: Database) -> None:
+        database.note(fails, 1)
+        await asyncio.sleep(0.1)
+        assert await database.write(lambda: 5) == 5
+
+    with_database(work)
+    assert "it is away" in caplog.text
+
+
 class Counting(Database):
-    """A database that counts how often it is asked, or told."""
+    """A database that counts how often it is asked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,7 +232,7 @@ class Counting(Database):
         for lane in (self._reads, self._writes):
             lane._put = self._counted(lane._put)  # type: ignore[method-assign]
 
-    def _counted(self, put: Callable[..., None]) -> Callable[..., None]:
+    def _counted(self, put: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any) -> None:
             self.asked += 1
             put(*args)
