@@ -271,8 +271,9 @@ def test_the_everyday_worker_and_the_clock_do_their_work(room: World) -> None:
     assert expired.status == CommandStatus.EXPIRED
 
 
-def test_a_lost_cycle_leaves_its_restore(room: World) -> None:
+def test_a_lost_cycle_leaves_its_restore(room: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock ends what nobody proves; that writes a row that nobody changes any more."""
+    monkeypatch.setattr(schedule, "_gateway_listens", lambda: True)
     command = make_command(room, make_client(room.clubroom))
     Command.objects.update(accepted_at=timezone.now() - timedelta(hours=1))
     with as_process("web"):
