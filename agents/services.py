@@ -201,6 +201,7 @@ def cancel_order(row: Order, actor: User | AnonymousUser) -> int:
     return taken_back + call_back_rest(row, why)
 
 
+@transaction.atomic
 def call_back(row: Order, reason: str) -> int:
     """Cancel what of an order is not accepted, in one statement; how many. The caller has asked for the right, and writes it down.
 
