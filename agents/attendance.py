@@ -22,7 +22,6 @@ from fleet.exceptions import WrongState
 from fleet.models import Client, ClientState
 from fleet.rows import update_rows
 
-MOST = 1000  # sessions in one statement
 STRAY = timedelta(seconds=10)  # what was under way when a daemon said good-bye may still arrive
 _STATES = {
     protocol.BOOTING: ClientState.BOOTING,
@@ -293,21 +292,18 @@ def seen(present: Mapping[UUID, Said]) -> None:
     client that runs. What was observed after the daemon spoke stays: the client may well have been reset.
     """
     ids = sorted(present)
-    parts = [ids[start : start + MOST] for start in range(0, len(ids), MOST)]
     # First what locks clients: the clock, too, locks them before it looks at their sessions.
-    for part in parts:
-        rows = BootSession.objects.filter(_otherwise(part, present), pk__among=part).order_by()
-        wrong = [
-            Says(session, client, present[session].state or protocol.READY)
-            for session, client, status, since, ended_at in rows.values_list(
-                "pk", "client_id", "status", "client__since", "ended_at"
-            )
-            if status == SessionStatus.LOST or (ended_at + STRAY if ended_at else since) <= present[session].at
-        ]
-        if wrong:
-            say_states(wrong)
-    for part in parts:
-        BootSession.objects.filter(pk__among=part).update(last_seen=timezone.now())
+    rows = BootSession.objects.filter(_otherwise(ids, present), pk__among=ids).order_by()
+    wrong = [
+        Says(session, client, present[session].state or protocol.READY)
+        for session, client, status, since, ended_at in rows.values_list(
+            "pk", "client_id", "status", "client__since", "ended_at"
+        )
+        if status == SessionStatus.LOST or (ended_at + STRAY if ended_at else since) <= present[session].at
+    ]
+    if wrong:
+        say_states(wrong)
+    BootSession.objects.filter(pk__among=ids).update(last_seen=timezone.now())
 
 
 def _otherwise(sessions: Sequence[UUID], present: Mapping[UUID, Said]) -> Q:

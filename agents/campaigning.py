@@ -5,7 +5,9 @@ by side, late or again after a crash.
 """
 
 import logging
+import time
 from datetime import datetime, timedelta
+from itertools import count
 from uuid import UUID
 
 from django.conf import settings
@@ -35,26 +37,39 @@ from fleet.transitions import move
 log = logging.getLogger(__name__)
 CLOCK = "clock"
 MINUTE = timedelta(seconds=60)  # over which a cap counts
+AT_ONCE = 12  # parts that are done with the order: its targets, and a command for each that has its turn
+# To look how far ten thousand are costs what they need themselves: it is left alone for so many times what that took, if that is
+# longer than from one of the clock's calls to the next.
+REST, SHORTEST_REST_S, LONGEST_REST_S = 5, 1.0, 3.0
+_rests_until: dict[UUID, float] = {}  # this worker's, by its monotonic clock
 
 
 def step() -> None:
     """Go on with all that have not ended; the clock calls it."""
-    for key in Campaign.objects.filter(ended_at=None).order_by("order__ordered_at").values_list("pk", flat=True):
-        go_on(key)
+    open_ones = Campaign.objects.filter(ended_at=None).order_by("order__ordered_at").values_list("pk", flat=True)
+    rests = {key: _rests_until.get(key, 0.0) for key in open_ones}
+    _rests_until.clear()
+    for key, until in rests.items():
+        if (began := time.monotonic()) >= until:
+            go_on(key)
+            rest = REST * (time.monotonic() - began)
+            until = time.monotonic() + min(LONGEST_REST_S, rest) if rest > SHORTEST_REST_S else 0.0
+        _rests_until[key] = until
 
 
-def go_on(key: UUID) -> None:
-    """Do what is due in one campaign, so that between two parts whoever stops it need not wait."""
+def go_on(key: UUID, parts: int | None = None) -> None:
+    """Do what is due in one campaign, so that between two parts whoever stops it need not wait; no more than so many ``parts``."""
     try:
-        while _part(key):
-            pass
+        for number in count() if parts is None else range(parts):
+            if not _part(key, look=not number):
+                break
     except (FleetError, OperationalError) as error:  # of the database: a deadlock, or a lock held for too long
         log.warning("Campaign %s goes on a second later: %s", key, error)
 
 
 @transaction.atomic
-def _part(key: UUID) -> bool:
-    """The next part; True when another one is due at once."""
+def _part(key: UUID, *, look: bool) -> bool:
+    """The next part; True when another one is due at once. With ``look`` it begins with what has become of the commands there are."""
     rows = Campaign.objects.select_related("order__site", "order__ordered_by").filter(pk=key, ended_at=None)
     campaign = rows.select_for_update(of=("self",), no_key=True, skip_locked=True).first()
     if campaign is None:
@@ -64,8 +79,9 @@ def _part(key: UUID) -> bool:
         return _begin(campaign, now)
     if campaign.status not in Campaign.LIVE:
         _clear(campaign)  # also of what was just being signed when it was stopped
-    targets.follow(campaign)
-    if campaign.status in Campaign.LIVE:
+    if look:
+        targets.follow(campaign)
+    if look and campaign.status in Campaign.LIVE:
         if now >= campaign.expires_at:
             targets.expire(campaign, now)
         _keep_fresh(campaign.order, min(now + timedelta(seconds=settings.COMMAND_LIFE), campaign.expires_at))

@@ -152,6 +152,7 @@ def start(campaign: Campaign, actor: User | AnonymousUser) -> Campaign:
         clients=number,
         how=how,
     )
+    campaigning.go_on(campaign.pk, campaigning.AT_ONCE)
     _go_on(campaign)
     return campaign
 

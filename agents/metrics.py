@@ -53,8 +53,8 @@ def _request(route: str, status: int) -> Counter:
     return REQUESTS.labels(route, status)
 
 
-def answered(route: str, status: int) -> None:
-    _request(route, status).inc()
+def answered(route: str, status: int, number: int = 1) -> None:
+    _request(route, status).inc(number)
 
 
 @cache
@@ -62,8 +62,8 @@ def _poll(how: str) -> Counter:
     return POLLS.labels(how)
 
 
-def polled(how: str) -> None:
-    _poll(how).inc()
+def polled(how: str, number: int = 1) -> None:
+    _poll(how).inc(number)
 
 
 def accepted(sent: Iterable[tuple[str, datetime | None]], at: datetime) -> None:

@@ -36,7 +36,8 @@ from images.models import HomeTemplate, Release
 
 log = logging.getLogger(__name__)
 CHANNEL = "fleet.nudge"
-GROUP = 500  # commands signed in one go: the first of ten thousand are on their way while the last are signed
+# Commands signed in one go: the first of ten thousand are on their way while the last are signed, and a large group costs less of each.
+FIRST_GROUP, GROUP = 250, 1000
 AHEAD = 10 * GROUP  # looked up at once; each group is asked again whether it may still be signed
 EARLY_MS = 1000  # a client's idea of the server's time may be so much behind
 
@@ -64,9 +65,7 @@ def state() -> dict[str, Any]:
 
 def nudge(signed: Sequence["Signed"]) -> None:
     """Hand commands to the gateway, which answers the polls of their clients. A hint: it sweeps for what a lost one would have told."""
-    told = [
-        [*map(str, (one.client, one.session, one.order, one.command)), one.sequence, one.envelope] for one in signed
-    ]
+    told = [[*map(str, one[:4]), *one[4:-1], json.dumps(one.envelope)] for one in signed]
     try:
         connection().publish(CHANNEL, json.dumps({"commands": told}))
     except redis.RedisError as error:
@@ -84,11 +83,11 @@ def send(waiting: QuerySet[Command]) -> int:
     for site, verb in queued.order_by().values_list("order__site", "verb").distinct():
         mine = queued.filter(order__site=site, verb=verb)
         number: int | None = 0
+        size = FIRST_GROUP
         while number is not None and (ahead := caps.candidates(mine, AHEAD)):
-            for start in range(0, len(ahead), GROUP):
-                if (number := _send_group(site, verb, ahead[start : start + GROUP])) is None:
-                    break
+            while ahead and (number := _send_group(site, verb, ahead[:size])) is not None:
                 sent += number
+                ahead, size = ahead[size:], min(2 * size, GROUP)
     return sent
 
 
@@ -114,13 +113,15 @@ def _send_group(site: int, verb: str, group: Sequence[caps.Candidate]) -> int | 
 
 
 class Signed(NamedTuple):
-    """A command as its client gets it."""
+    """A command as its client gets it: for the gateway (``agents.gateway.daemons.Handed``)."""
 
     client: UUID
     session: UUID | None
     order: UUID
     command: UUID
     sequence: int
+    key: str
+    state: str
     envelope: Mapping[str, str]
 
 
@@ -153,7 +154,7 @@ def _prepare(verb: str, keys: Sequence[UUID]) -> list[Draft]:
     sessions = {row[0]: row for row in opened.values_list("client", "pk", "boot_id", "protocol", "release")}
     orders = Order.objects.select_related("site").in_bulk({draft.order for draft in drafts})
     releases = Release.objects.select_related("home", "version").in_bulk({row[4] for row in sessions.values()} - {None})
-    templates = dict[int, HomeTemplate]()
+    complete = _Completer(verb, orders, releases)
 
     ready, hopeless = list[Draft](), defaultdict[tuple[CommandStatus, str], list[Draft]](list)
     now = timezone.now()
@@ -166,7 +167,7 @@ def _prepare(verb: str, keys: Sequence[UUID]) -> list[Draft]:
             continue
         _, draft.session, boot, draft.protocol, release = sessions[draft.client]
         draft.boot, draft.sequence = str(boot), sequences[draft.client] + 1
-        if why := _complete(draft, verb, orders[draft.order], releases.get(release), templates):
+        if why := complete(draft, release):
             hopeless[CommandStatus.FAILED, why].append(draft)
         else:
             ready.append(draft)
@@ -180,25 +181,46 @@ def _prepare(verb: str, keys: Sequence[UUID]) -> list[Draft]:
     return ready
 
 
-def _complete(
-    draft: Draft, verb: str, order: Order, release: Release | None, templates: dict[int, HomeTemplate]
-) -> str:
-    """Give a command its arguments, for this boot of its client; else why that cannot be."""
-    args = dict(draft.args) if verb == Verb.RELAY else {**order.args, **({"force": True} if order.force else {})}
-    if draft.protocol < 2 and (args or verb in (Verb.MESSAGE, Verb.RELAY)):
-        what = "messages" if verb == Verb.MESSAGE else "warnings and holds"
+class _Completer:
+    """Gives commands their arguments, which are the same for all of an order with the same release and protocol."""
+
+    def __init__(self, verb: str, orders: Mapping[UUID, Order], releases: Mapping[int, Release]) -> None:
+        self._verb, self._orders, self._releases = verb, orders, releases
+        self._templates = dict[int, HomeTemplate]()
+        self._known = dict[tuple[UUID, int | None, int], dict[str, Any] | str]()
+
+    def __call__(self, draft: Draft, release: int | None) -> str:
+        """Give a command its arguments, for this boot of its client; else why that cannot be."""
+        if self._verb == Verb.RELAY:  # what it sends is its own
+            found: dict[str, Any] | str = draft.args if draft.protocol > 1 else self._too_old()
+        else:
+            kind = (draft.order, release, draft.protocol)
+            if kind not in self._known:
+                self._known[kind] = self._args(self._orders[draft.order], release, draft.protocol)
+            found = self._known[kind]
+        if isinstance(found, str):
+            return found
+        draft.args = found
+        return ""
+
+    def _args(self, order: Order, release: int | None, version: int) -> dict[str, Any] | str:
+        args = {**order.args, **({"force": True} if order.force else {})}
+        if version < 2 and (args or self._verb == Verb.MESSAGE):
+            return self._too_old()
+        if self._verb == Verb.CYCLE:
+            if release is None or release not in self._releases:
+                return "its release is gone, and with it the template"
+            if release not in self._templates:
+                self._templates[release] = homes.now_for(self._releases[release])
+            home = self._templates[release]
+            args |= {"home": home.sha256, "home_bytes": home.bytes, "home_digest": home.tree_digest}
+        elif self._verb == Verb.CAPTURE:
+            args["most_bytes"] = homes.MOST_BYTES
+        return args
+
+    def _too_old(self) -> str:
+        what = "messages" if self._verb == Verb.MESSAGE else "warnings and holds"
         return f"its daemon speaks protocol 1, which knows no {what}: boot it with a newer version"
-    if verb == Verb.CYCLE:
-        if release is None:
-            return "its release is gone, and with it the template"
-        if release.pk not in templates:
-            templates[release.pk] = homes.now_for(release)
-        home = templates[release.pk]
-        args |= {"home": home.sha256, "home_bytes": home.bytes, "home_digest": home.tree_digest}
-    elif verb == Verb.CAPTURE:
-        args["most_bytes"] = homes.MOST_BYTES
-    draft.args = args
-    return ""
 
 
 def _write_down(verb: str, ready: Iterable[Draft], orders: Mapping[UUID, Order]) -> None:
@@ -216,10 +238,11 @@ def _write_down(verb: str, ready: Iterable[Draft], orders: Mapping[UUID, Order])
 def _sign(verb: str, ready: Iterable[Draft]) -> list[Signed]:
     """Make the envelopes. Who was cancelled meanwhile stays cancelled: the client's acceptance is not taken."""
     signer, now = _signer(), timezone.now()
+    write = _Scribe(verb, round(now.timestamp() * 1000))
     rows, signed = [], []
     for draft in ready:
         try:
-            body = _body(verb, draft, round(now.timestamp() * 1000))
+            body = write(draft)
         except ValueError as error:  # whoever put that into the database must not keep the others from being sent
             log.warning("A command cannot be signed: %s", error)
             bad = Command.objects.filter(pk=draft.key, status=CommandStatus.QUEUED)
@@ -228,23 +251,47 @@ def _sign(verb: str, ready: Iterable[Draft]) -> list[Signed]:
         bound, signature = (draft.session, draft.sequence, draft.args), signer.sign(body)
         rows.append((draft.key, *bound, CommandStatus.SENT, body, signature, signer.key_id, now))
         envelope = protocol.envelope(body, signature, signer.key_id)
-        signed.append(Signed(draft.client, draft.session, draft.order, draft.key, draft.sequence, envelope))
+        state = protocol.CYCLING if verb == Verb.CYCLE and not draft.args.get("warn_s") else ""
+        keys = (draft.client, draft.session, draft.order, draft.key)
+        signed.append(Signed(*keys, draft.sequence, signer.key_id, state, envelope))
     columns = ["session", "sequence", "args", "status", "envelope", "signature", "key_id", "sent_at"]
     update_rows(Command, columns, rows, status=CommandStatus.QUEUED)
     return signed
 
 
-def _body(verb: str, draft: Draft, now_ms: int) -> bytes:
-    return protocol.encode(
-        protocol.Command(
+class _Scribe:
+    """Writes the bytes to sign. What is the same for thousands is checked and written once."""
+
+    def __init__(self, verb: str, now_ms: int) -> None:
+        self._verb, self._now_ms = verb, now_ms
+        self._ends = dict[tuple[int, datetime, int], tuple[dict[str, Any], str]]()
+
+    def __call__(self, draft: Draft) -> bytes:
+        """ValueError for a command that is not in the protocol."""
+        version = min(draft.protocol, protocol.VERSION)
+        kind = (id(draft.args), draft.expires_at, version)
+        if kind not in self._ends:
+            body = self._encoded(draft, version)
+            # With the arguments, so that they live, and nothing else gets their id.
+            self._ends[kind] = draft.args, body[body.index('"verb":') :]
+            if self._begin(draft, version) + self._ends[kind][1] != body:
+                raise AssertionError(f"The protocol writes commands in another way: {body}")
+        return (self._begin(draft, version) + self._ends[kind][1]).encode()
+
+    @staticmethod
+    def _begin(draft: Draft, version: int) -> str:
+        ids = f'"command":"{draft.key}","client":"{draft.client}","boot":"{draft.boot}"'
+        return f'{{"v":{version},{ids},"sequence":{draft.sequence},'
+
+    def _encoded(self, draft: Draft, version: int) -> str:
+        command = protocol.Command(
             command=str(draft.key),
             client=str(draft.client),
             boot=draft.boot,
             sequence=draft.sequence,
-            verb=verb,
-            args=relays.permitted(draft.args) if verb == Verb.RELAY else draft.args,
-            not_before_ms=now_ms - EARLY_MS,
+            verb=self._verb,
+            args=relays.permitted(draft.args) if self._verb == Verb.RELAY else draft.args,
+            not_before_ms=self._now_ms - EARLY_MS,
             expires_ms=round(draft.expires_at.timestamp() * 1000),
-        ),
-        min(draft.protocol, protocol.VERSION),
-    )
+        )
+        return protocol.encode(command, version).decode()

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -79,29 +79,31 @@ def order_due(campaign: Campaign, room: int, now: datetime) -> tuple[int, int]:
     How many were ordered, and of how many it parted.
     """
     turn, can = due(campaign, now), able(campaign.order.verb, "client")
-    chosen = list(turn.filter(can).values_list("pk", "wave", "place")[: room + 1])
+    chosen = list(turn.filter(can).values_list("pk", "client", "wave", "place")[: room + 1])
     unable = turn.exclude(can)
     if len(chosen) > room:
         chosen.pop()
-        _, wave, place = chosen[-1]
+        *_, wave, place = chosen[-1]
         unable = unable.filter(Q(wave__lt=wave) | Q(wave=wave, place__lt=place))
-    return _order(campaign, [pk for pk, *_ in chosen], now), _part_with(campaign, unable, now)
+    return _order(campaign, {pk: client for pk, client, *_ in chosen}, now), _part_with(campaign, unable, now)
 
 
-def _order(campaign: Campaign, keys: Sequence[int], now: datetime) -> int:
-    """A command for each of these targets, unless its client was ordered something else this very moment: it then waits on."""
-    if not keys:
+def _order(campaign: Campaign, clients: Mapping[int, UUID], now: datetime) -> int:
+    """A command for each of these targets, unless its client was ordered something else this very moment: it then waits on.
+
+    ``clients`` are those of the targets, by the targets' keys.
+    """
+    if not clients:
         return 0
     order = campaign.order
     expires = min(now + timedelta(seconds=settings.COMMAND_LIFE), campaign.expires_at)
     pattern = Command(order=order, verb=order.verb, queued_at=now, expires_at=expires)
-    commands = {_command_of(order, key): key for key in keys}
-    chosen = Target.objects.filter(pk__among=keys)
-    clients = dict(chosen.order_by().values_list("pk", "client"))
+    commands = {_command_of(order, key): key for key in clients}
     # In one order everywhere, or two who order something of the same clients would wait for each other.
-    made = sorted((clients[key], command) for command, key in commands.items() if key in clients)
-    insert_rows(pattern, ["client", "id"], made)
-    there = Command.objects.filter(pk__among=list(commands)).order_by().values_list("pk", flat=True)
+    made = sorted((clients[key], command) for command, key in commands.items())
+    there: Iterable[UUID] = commands
+    if insert_rows(pattern, ["client", "id"], made) != len(made):
+        there = Command.objects.filter(pk__among=list(commands)).order_by().values_list("pk", flat=True)
     ordered = ((commands[pk], TargetStatus.ORDERED, pk) for pk in there)
     return update_rows(Target, ["status", "command"], ordered, status=TargetStatus.WAITING)
 

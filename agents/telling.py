@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextvars import copy_context
 from functools import partial
 from typing import NamedTuple
@@ -31,12 +31,14 @@ class Steps:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: Counter[tuple[object, str]] = Counter()
-        self._again: dict[tuple[object, str], float] = {}  # when the next line may come
+        self._waiting: Counter[tuple[str, str]] = Counter()
+        self._again: dict[tuple[str, str], float] = {}  # when the next line may come
 
-    def took(self, order: object, what: str) -> None:
+    def took(self, what: str, numbers: Mapping[str, int]) -> None:
+        """So many commands of each order came to that."""
         with self._lock:
-            self._waiting[order, what] += 1
+            for order, number in numbers.items():
+                self._waiting[order, what] += number
             self._tell()
 
     def flush(self) -> None:
@@ -60,27 +62,26 @@ steps = Steps()
 class Step(NamedTuple):
     """Whose step it is."""
 
-    order: UUID
-    command: UUID
+    order: UUID | str
+    command: UUID | str
     client: UUID
     session: UUID | None
 
 
-def delivered(commands: Iterable[Step]) -> None:
+def delivered(commands: Collection[Step]) -> None:
     """The gateway gives these out in a moment."""
-    for step in commands:
-        _step("delivered", step)
+    _steps("delivered", commands)
 
 
-def accepted(commands: Iterable[Step]) -> None:
-    for step in commands:
-        _step("accepted", step)
+def accepted(commands: Collection[Step]) -> None:
+    _steps("accepted", commands)
 
 
-def _step(what: str, step: Step) -> None:
-    steps.took(step.order, what)
+def _steps(what: str, commands: Collection[Step]) -> None:
+    steps.took(what, Counter(str(step.order) for step in commands))
     if log.isEnabledFor(logging.DEBUG):
-        log.debug("%s", what, extra=logs.told(**step._asdict()))
+        for step in commands:
+            log.debug("%s", what, extra=logs.told(**step._asdict()))
 
 
 def signed(verb: str, orders: Iterable[UUID]) -> None:

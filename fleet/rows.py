@@ -26,10 +26,11 @@ class Among(models.Lookup):
         field = getattr(
             self.lhs, "target", self.lhs.output_field
         )  # of the column, not of the relation by which it was found
-        values = [field.get_db_prep_value(getattr(value, "pk", value), connection) for value in self.rhs]
         if connection.vendor == "sqlite":
+            values = [field.get_db_prep_value(getattr(value, "pk", value), connection) for value in self.rhs]
             return f"{column} IN (SELECT value FROM json_each(%s))", (*parameters, json.dumps(values))  # noqa: S608
-        return f"{column} = ANY(%s::{field.db_type(connection)}[])", (*parameters, values)
+        array, parameter = _array(field, list(self.rhs))
+        return f"{column} = ANY({array})", (*parameters, parameter)
 
 
 def update_rows(model: type[models.Model], columns: Sequence[str], rows: Iterable[Sequence[Any]], **only: Any) -> int:

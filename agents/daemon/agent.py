@@ -26,7 +26,7 @@ from ..hands.screen import Screen, announcement
 from ..hands.session import Stuck
 from ..hands.writes import Watch
 from . import ed25519, protocol, wishes
-from .link import Answer, Away, Link, Superseded
+from .link import AT_WORK_S, Answer, Away, Link, Superseded
 from .memory import KEPT, Memory, clock
 from .protocol import CAPTURE, CYCLE, MESSAGE, POWEROFF, RELAY, RESTART, Command, Refused
 
@@ -50,7 +50,7 @@ class Agent:
         self.hold_s, self.spread_s = 60.0, 1.0
         self.memory = Memory.load(f"{FLEET}/commands.json")
         self.cycling = False  # until the next login
-        self.working = ""  # the command of the thread, until its account is made too
+        self.working, self.rests_until = "", 0.0  # the command of the thread, until its account is made too
         self.unwanted: set[str] = set()  # what the server does not want to be told
         self.writes = Watch()
         self.counting = ""  # the cycle whose report waits for that account
@@ -161,6 +161,9 @@ class Agent:
             self.writes.told = news
 
     def poll(self) -> None:
+        if self.working and not self.counting and (left := self.rests_until - clock()) > 0:
+            self.link.woken(self.patience, left)
+            return
         state = self.state()
         path = f"/agent/v1/next?cursor={self.memory.sequence}&state={state}"
         patience = lambda: self.patience() if self.state() == state else 0.0  # noqa: E731
@@ -253,6 +256,7 @@ class Agent:
             self.report(command, state, "" if sent else "There is no network to send them on.", {"sent": sent})
         elif not self.working:
             self.working, self.cycling = command.command, command.verb == CYCLE
+            self.rests_until = clock() + AT_WORK_S
             threading.Thread(target=self.work, args=(command,), daemon=True).start()
 
     def begin(self, command: Command) -> None:

@@ -10,10 +10,13 @@ import random
 import select
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Optional
 
 ANSWER_BYTES = 1 << 20  # the gateway sends a few kilobytes; more is rubbish
 PATIENCE_S, CAP_S = 20.0, 120.0
+AT_WORK_S = 3.0  # without a poll: most work is done before that, and then there is something to say
+CHUNKED = {"Transfer-Encoding": "chunked"}
+Patience = Optional[Callable[[], float]]  # noqa: UP045 - for Python 3.9
 
 
 class Away(Exception):
@@ -54,12 +57,7 @@ class Link:
         self.failures = 0
 
     def call(
-        self,
-        method: str,
-        path: str,
-        body: object = None,
-        timeout: float = PATIENCE_S,
-        patience: Callable[[], float] | None = None,
+        self, method: str, path: str, body: object = None, timeout: float = PATIENCE_S, patience: Patience = None
     ) -> Answer | None:
         """The answer, 200 or 204; None when `wake` or `patience` ended a parked poll. Away or Superseded otherwise.
 
@@ -72,7 +70,7 @@ class Link:
             if reused:
                 self.connection.sock.settimeout(timeout)
             self.connection.request(method, path, None if body is None else json.dumps(body), headers)
-            if patience and self.woken(patience, timeout):
+            if patience and self.woken(patience, timeout, self.connection.sock):
                 self.connection.close()
                 return None
             response = self.connection.getresponse()
@@ -92,21 +90,21 @@ class Link:
             raise Away(f"{method} {path.partition('?')[0]}: status {answer.status}", answer.status, retry_s)
         return answer
 
-    def woken(self, patience: Callable[[], float], timeout: float) -> bool:
-        """Whether the wait for an answer ended before the answer came."""
+    def woken(self, patience: Callable[[], float], timeout: float, *answer: Any) -> bool:
+        """Whether the wait ended before its time, and before the answer came on the socket `answer`, where one is waited for."""
         end = time.monotonic() + timeout
         while (left := end - time.monotonic()) > 0:
             tick = patience()
-            readable = select.select([self.connection.sock, self.wake], [], [], min(tick, left))[0]
-            if (
-                self.connection.sock in readable
-            ):  # read it: given up now, it would come again only when the gateway looks for it
+            readable = select.select([*answer, self.wake], [], [], min(tick, left))[0]
+            if any(socket in readable for socket in answer):  # given up now, it would come again only when looked for
                 return False
             if readable:
                 os.read(self.wake, 4096)
             if readable or tick <= 0:
                 return True
-        raise TimeoutError(f"no answer within {timeout:.0f} s")
+        if answer:
+            raise TimeoutError(f"no answer within {timeout:.0f} s")
+        return False
 
     def pause_s(self, trouble: Away, spread_s: float) -> float:
         """Full jitter: anything up to a bound that doubles with each failure, and never before Retry-After ends."""
@@ -120,13 +118,11 @@ class Link:
         Where `blocks` raises, the stream stays without its end, which the server sees. For any thread.
         """
         connection = http.client.HTTPConnection(self.address, timeout=PATIENCE_S)
-        headers = {"Authorization": f"Bearer {self.bearer}", "Content-Type": "application/x-tar"}
+        headers = {"Authorization": f"Bearer {self.bearer}", "Content-Type": "application/x-tar", **CHUNKED}
         broken: Exception | None = None
         try:
             try:
-                connection.request(
-                    "PUT", path, blocks, {**headers, "Transfer-Encoding": "chunked"}, encode_chunked=True
-                )
+                connection.request("PUT", path, blocks, headers, encode_chunked=True)
             except ConnectionError as error:
                 broken = error  # the server may have answered before the end, and that says more
             response = connection.getresponse()

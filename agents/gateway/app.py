@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import redis.asyncio as aioredis
@@ -21,7 +22,7 @@ from agents.gateway import artefacts
 from agents.gateway.daemons import CAPTURE, NEXT, Daemons, Handed, come_again, session_signer
 from agents.gateway.database import Database
 from agents.gateway.firmware import Firmware
-from agents.gateway.http import Answer, Bucket, Handled, Line, Problem, Request
+from agents.gateway.http import Answer, Bucket, Handled, Later, Line, Problem, Request
 from agents.gateway.waker import Waker
 from agents.sending import CHANNEL
 from fleet import metrics as monitor
@@ -140,7 +141,8 @@ class Gateway:
                 self.daemons.wake(await self._database.read(delivering.awaited))
                 if time.monotonic() > written + settings.LOST_AFTER / PRESENCE:
                     written = time.monotonic()
-                    await self._database.write(attendance.seen, self.parking.take_seen())
+                    for part in self.parking.take_seen():
+                        await self._database.write_at_leisure(attendance.seen, part)
             except Exception:
                 log.exception("The sweep failed; it is tried again in %s s", pause)
                 written = 0.0
@@ -173,8 +175,17 @@ class Gateway:
             handled = self._in_words(request, path, error)
         if isinstance(handled, Answer):
             self._say(request.line, path, handled)
+        elif isinstance(handled, Later):
+            handled.found.add_done_callback(partial(self._found, request, path, handled))
         elif handled is not None:
             self._run(self._answer_later(request, path, handled))
+
+    def _found(self, request: Request, path: str, later: Later, _: "asyncio.Future[Any]") -> None:
+        try:
+            answer = later.made()
+        except Exception as error:
+            answer = self._in_words(request, path, error)
+        self._say(request.line, path, answer)
 
     def _handled(self, request: Request, path: str) -> Handled:
         if request.fault is not None:

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Collection, Coroutine, Mapping, Sequence, Set
+from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -17,7 +18,7 @@ from agents import attendance, delivering, evidence, holds, metrics, telling, tw
 from agents.daemon import protocol
 from agents.gateway import captures
 from agents.gateway.database import AT_ONCE, IN_TURN, Database
-from agents.gateway.http import Answer, Handled, Problem, Request
+from agents.gateway.http import Answer, Handled, Later, Problem, Request
 from agents.gateway.parking import Attendant, Parking, Poll
 from agents.models import BootSession, SessionStatus
 from agents.signing import ids, public_keys
@@ -33,28 +34,32 @@ _BEARER = re.compile(r"[Bb]earer ([0-9a-f]{64})").fullmatch
 _COMMAND = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 YOUNGER = "A younger session of this client exists."
 AWAY = Problem(503, "The database is away.", Retry_After="1")
+_JSON = {"Content-Type": "application/json"}
 
 
 class Handed(NamedTuple):
-    """A command as the sender hands it over: for whom, and the envelope as it travels."""
+    """A command as the sender hands it over: for whom, signed by which key, and the envelope as it travels: as JSON.
+
+    ``state`` is what its client is in from the acceptance on, "" where that makes no difference.
+    """
 
     client: UUID
     session: UUID
-    order: UUID
-    command: UUID
+    order: str
+    command: str
     sequence: int
-    envelope: Mapping[str, str]
+    key: str
+    state: str
+    envelope: str
 
     @classmethod
     def of(cls, told: Any) -> "Handed":
         """From a nudge. ValueError, TypeError or AttributeError for what is none."""
-        *keys, sequence, envelope = told
-        client, session, order, command = map(UUID, keys)
-        if type(sequence) is not int or not all(
-            isinstance(envelope[part], str) for part in ("envelope", "signature", "key")
-        ):
+        client, session, order, command, sequence, key, state, envelope = told
+        texts = (order, command, key, state, envelope)
+        if type(sequence) is not int or set(map(type, texts)) != {str} or state not in ("", *protocol.STATES):
             raise ValueError
-        return cls(client, session, order, command, sequence, envelope)
+        return cls(UUID(client), UUID(session), order, command, sequence, key, state, envelope)
 
 
 class Daemons:
@@ -168,15 +173,12 @@ class Daemons:
         handled = self._next(request, await self._attendant(bearer))
         return handled if handled is None or isinstance(handled, Answer) else await handled
 
-    def _next(self, request: Request, attendant: Attendant) -> Handled:
+    def _next(self, request: Request, attendant: Attendant) -> Answer | Coroutine[Any, Any, Answer | None] | None:
         query = request.query
         cursor, state = query.get("cursor", "0"), query.get("state", "")
         if not cursor.isdecimal() or len(cursor) > 16 or state not in protocol.STATES:
             raise Problem(400, f"The cursor is a sequence, the state one of {', '.join(protocol.STATES)}.")
-        if state != attendant.state:
-            attendant.state = state
-            # What is not written down is mended by the next sweep.
-            self._database.note(attendance.say_states, attendance.Says(attendant.session, attendant.client, state))
+        self._in_state(attendant, state)
         poll = Poll(attendant, request.line, int(cursor), time.monotonic() + self.parking.hold_s())
         if attendant.client in self.parking.waiting:
             self.parking.waiting.discard(attendant.client)
@@ -189,18 +191,20 @@ class Daemons:
 
         Whoever is not there, or whose session, cursor or keys are others, is looked up when it asks.
         """
-        now_ms, unsure = _now_ms(), list[Poll]()
-        steps = []
+        now_ms, unsure, steps = _now_ms(), list[Poll](), list[telling.Step]()
         for one in commands:
-            for poll in self.parking.wake([one.client]):
+            for poll in self.parking.wake((one.client,)):
                 attendant = poll.attendant
-                known = one.envelope["key"] in attendant.keys.split()
+                known = one.key in attendant.keys.split()
                 if attendant.session != one.session or one.sequence <= poll.cursor or not known:
                     unsure.append(poll)
                     continue
-                metrics.polled("delivered")
-                self._answer(poll, Answer.json({"commands": [one.envelope], "server_time_ms": now_ms}))
+                attendant.given = (one.command, one.state) if one.state else None
+                body = f'{{"commands": [{one.envelope}], "server_time_ms": {now_ms}}}'
+                poll.line.answer(Answer(200, body.encode(), _JSON))
                 steps.append(telling.Step(one.order, one.command, one.client, one.session))
+        metrics.polled("delivered", len(steps))
+        metrics.answered(NEXT, 200, len(steps))
         telling.delivered(steps)
         if unsure:
             self._run(self._deliver(unsure))
@@ -299,20 +303,45 @@ class Daemons:
 
     # --- what became of commands, and more --------------------------------------------------------------------------
 
-    async def reports(self, request: Request) -> Answer:
-        attendant = await self._attendant(_bearer(request))
+    def reports(self, request: Request) -> Handled:
+        bearer = _bearer(request)
+        attendant = self._known(bearer)
+        return self._reports(request, attendant) if attendant else self._reports_of_stranger(request, bearer)
+
+    async def _reports_of_stranger(self, request: Request, bearer: str) -> Answer:
+        later = self._reports(request, await self._attendant(bearer))
+        await asyncio.wait([later.found])
+        return later.made()
+
+    def _reports(self, request: Request, attendant: Attendant) -> Later:
         reports = request.json().get("reports")
         if not isinstance(reports, list) or not 0 < len(reports) <= MOST_REPORTS or not all(map(_is_report, reports)):
             raise Problem(400, f"reports is a list of 1 to {MOST_REPORTS} reports (docs/protocol.md, section 3).")
         # Somebody waits for a client to begin; what it has done is done.
         urgency = AT_ONCE if all(report["state"] == protocol.ACCEPTED for report in reports) else IN_TURN
         told = evidence.Told(attendant.client, reports)
-        answers = await self._database.write_all(evidence.take_reports, told, urgency)
-        accepted = [report["command"] for report, why in zip(reports, answers, strict=True) if not why]
-        rejected = [
-            {"command": report["command"], "reason": why} for report, why in zip(reports, answers, strict=True) if why
-        ]
+        return Later(
+            self._database.write_all(evidence.take_reports, told, urgency), partial(self._taken, attendant, reports)
+        )
+
+    def _taken(self, attendant: Attendant, reports: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Answer:
+        accepted, rejected = list[str](), list[dict[str, str]]()
+        for report, why in zip(reports, answers, strict=True):
+            command = report["command"]
+            if why:
+                rejected.append({"command": command, "reason": why})
+                continue
+            accepted.append(command)
+            if attendant.given is not None and attendant.given[0] == command:
+                self._in_state(attendant, attendant.given[1])  # it begins, and asks for nothing more for a while
+                attendant.given = None
         return Answer.json({"accepted": accepted, "rejected": rejected})
+
+    def _in_state(self, attendant: Attendant, state: str) -> None:
+        """Have it written down, where it is news. What gets lost of that is mended by the next sweep."""
+        if state != attendant.state:
+            attendant.state = state
+            self._database.note(attendance.say_states, attendance.Says(attendant.session, attendant.client, state))
 
     async def capture(self, request: Request) -> Answer:
         return await captures.take(request, await self._session_by(_bearer(request)), self._database)

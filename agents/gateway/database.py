@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from django.db import close_old_connections, transaction
+from django.db import Error, close_old_connections, connection, transaction
 
 from fleet.exceptions import FleetError
 
@@ -21,9 +21,9 @@ Item = TypeVar("Item")
 T = TypeVar("T")
 Group = Callable[[Sequence[Item]], Sequence[T | Exception]]
 log = logging.getLogger(__name__)
-MANY, MOST = 20, 500  # in one group: the first of ten thousand need not wait for the last
+MANY, MOST = 20, 1000  # in one group: the first of ten thousand need not wait for the last
 AT_ONCE, IN_TURN, AT_LEISURE = range(3)  # who goes first
-PACE_S = (0.02, 0.05, 0.25)  # by urgency: from the beginning of a group to that of the next of the same function
+PACE_S = (0.08, 0.08, 0.25)  # by urgency: from the beginning of a group to that of the next of the same function
 # Where somebody waits for hundreds of clients to begin, what has been done comes after that: so long after the last that began, at the most.
 AFTER_S, PATIENCE_S = 0.3, 5.0
 
@@ -40,11 +40,11 @@ class Lane:
         self._again: dict[Any, float] = {}  # when a function may be asked again, by the loop's clock
         self._rush = (0.0, 0.0)  # since when many are to be answered at once, and the last time that it was so
 
-    async def ask(self, group: Group[Item, T], item: Item, urgency: int = IN_TURN) -> T:
-        """What ``group`` has for ``item``, or its exception."""
+    def ask(self, group: Group[Item, T], item: Item, urgency: int = IN_TURN) -> "asyncio.Future[T]":
+        """What ``group`` will have for ``item``, or its exception."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._put(group, item, future, urgency)
-        return await future
+        return future
 
     def tell(self, group: Group[Item, Any], item: Item) -> None:
         """Have ``group`` carry out ``item`` at leisure. Nobody waits for it; what fails is logged."""
@@ -95,7 +95,7 @@ class Lane:
         for urgency, (groups, pace_s) in enumerate(zip(self._waiting, PACE_S, strict=True)):
             for group, members in groups.items():
                 ready = self._again.get(group, 0.0) if len(members) < MOST else 0.0
-                if urgency != AT_ONCE and group is not each:
+                if urgency == AT_LEISURE or (urgency == IN_TURN and group is not each):
                     ready = max(ready, others)
                 if ready > now:
                     soonest = min(ready, soonest or ready)
@@ -143,9 +143,14 @@ class Database:
         result: T = await self._writes.ask(each, (function, args))
         return result
 
-    async def write_all(self, group: Group[Item, T], item: Item, urgency: int = IN_TURN) -> T:
-        """What ``group`` answers to ``item``, or its exception, once that is durable."""
-        return await self._writes.ask(group, item, urgency)
+    async def write_at_leisure(self, function: Callable[..., T], *args: object) -> T:
+        """The same, for what may come after all that somebody waits for."""
+        result: T = await self._writes.ask(each, (function, args), AT_LEISURE)
+        return result
+
+    def write_all(self, group: Group[Item, T], item: Item, urgency: int = IN_TURN) -> "asyncio.Future[T]":
+        """What ``group`` will answer to ``item``, or its exception, once that is durable."""
+        return self._writes.ask(group, item, urgency)
 
     def note(self, group: Group[Item, Any], item: Item) -> None:
         """Have ``group`` write ``item`` down at leisure. Nobody waits for it; what fails is logged."""
@@ -179,13 +184,17 @@ def _read(group: Group[Any, Any], items: list[Any]) -> Sequence[Any]:
 def _commit(group: Group[Any, Any], items: list[Any]) -> Sequence[Any]:
     """All in one transaction. Where a group fails its members are tried alone: one that fails takes back itself and no other."""
     close_old_connections()
+    if len(items) > 1 and group is not each:
+        try:
+            with transaction.atomic():
+                return group(items)
+        except Exception as error:
+            if (
+                isinstance(error, Error) and not connection.is_usable()
+            ):  # it may have been carried out: that is for who asked
+                raise
+            log.exception("%d in one group failed, so each is tried alone", len(items))
     with transaction.atomic():
-        if len(items) > 1 and group is not each:
-            try:
-                with transaction.atomic():
-                    return group(items)
-            except Exception:
-                log.exception("%d in one group failed, so each is tried alone", len(items))
         return [_outcome(_alone, group, item) for item in items]
 
 

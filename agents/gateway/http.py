@@ -3,10 +3,10 @@
 import asyncio
 import json
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
 BODY_LIMIT = 64 * 1024  # an honest report has a few hundred bytes
@@ -163,8 +163,19 @@ class Upload:
         self._came.set()
 
 
+class Later(NamedTuple):
+    """An answer that is made of what somebody else finds out. It needs no task, of which thousands at once take their time."""
+
+    found: "asyncio.Future[Any]"
+    answer: Callable[[Any], Answer]
+
+    def made(self) -> Answer:
+        """Now that it is found. What it was found to be may be an exception."""
+        return self.answer(self.found.result())
+
+
 # What is made of a request: its answer, or how that comes about; None where somebody else answers on its line.
-Handled = Answer | Coroutine[Any, Any, Answer | None] | None
+Handled = Answer | Later | Coroutine[Any, Any, Answer | None] | None
 
 
 class Bucket:

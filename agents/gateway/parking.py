@@ -16,6 +16,7 @@ from agents.gateway.http import Line
 
 TICK_S = 0.25  # how late a hold may end
 MOST_HOLD_S = 60.0  # however many wait, unless FLEET_POLL_HOLD is longer
+PART = 1000  # sessions that are written down at once
 IDLE_POLLS = 200  # a second, of all who have nothing to say: holds grow so that there are no more
 
 
@@ -24,6 +25,7 @@ class Attendant:
     """A session this gateway has heard of, by the hash of its bearer.
 
     ``keys`` are the ids of the command keys its daemon was told; ``state`` is what that said last, ``seen_at`` when it asked last.
+    ``given`` is a command it was handed, and the state that its client is in as soon as that is accepted.
     """
 
     bearer: str
@@ -34,6 +36,7 @@ class Attendant:
     superseded: bool = False
     forgotten: bool = False
     poll: "Poll | None" = None
+    given: tuple[str, str] | None = None
     seen_at: datetime = field(default_factory=timezone.now)
 
 
@@ -175,11 +178,12 @@ class Parking:
         self._seen.pop(attendant.session, None)
         self._end(attendant, "gone")
 
-    def take_seen(self) -> dict[uuid.UUID, Said]:
-        """The sessions heard of since the last call, and those whose poll is parked now: a parked poll is presence."""
+    def take_seen(self) -> list[dict[uuid.UUID, Said]]:
+        """The sessions heard of since the last call, and those whose poll is parked now: a parked poll is presence. In parts of PART."""
         parked = {poll.attendant.session: poll.attendant for poll in self._by_line.values()}
         seen, self._seen = self._seen | parked, {}
-        return {session: Said(one.state, one.seen_at) for session, one in seen.items() if not one.superseded}
+        said = [(session, Said(one.state, one.seen_at)) for session, one in seen.items() if not one.superseded]
+        return [dict(said[start : start + PART]) for start in range(0, len(said), PART)]
 
     def parked(self) -> int:
         """How many polls wait at this moment."""

@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from agents.daemon import protocol
-from agents.daemon.link import CAP_S
+from agents.daemon.link import AT_WORK_S, CAP_S
 from agents.swarm.ledger import PREFIX, Ledger
 from agents.swarm.nature import Nature
 from agents.swarm.wire import Away, Interrupted, Wire
@@ -52,6 +52,7 @@ class Player:
         self._taken: dict[str, protocol.Command] = {}  # accepted, of which the server does not know yet
         self._work: asyncio.TimerHandle | None = None  # what is being carried out
         self._polls = False
+        self._rest: asyncio.Future[None] | None = None  # at work, and nothing to say yet
 
     async def live(self) -> None:
         """For ever, until cancelled."""
@@ -63,7 +64,10 @@ class Player:
                     if not self._opened:
                         await self._open()
                     await self._deliver()
-                    await self._ask()
+                    if self._rest is not None:
+                        await self._at_work(self._rest)
+                    else:
+                        await self._ask()
                     self._failures = 0
                 except Away as trouble:
                     await self._endure(trouble)
@@ -148,6 +152,15 @@ class Player:
             for reason in rejected.values():
                 self._ledger.troubles[f"rejected: {reason}"] += 1
 
+    async def _at_work(self, rest: "asyncio.Future[None]") -> None:
+        """As the daemon, which asks for nothing more for a while."""
+        over = asyncio.get_running_loop().call_later(AT_WORK_S, _settle, rest)
+        try:
+            await rest
+        finally:
+            over.cancel()
+            self._rest = None
+
     async def _ask(self) -> None:
         if self._dice.random() < self._nature.drop:
             self._wire.close()
@@ -192,8 +205,11 @@ class Player:
         if self._work:
             self._work.cancel()  # by a restart
         self._state = protocol.CYCLING if command.verb == protocol.CYCLE else self._state
-        lasts_s = command.args.get("warn_s", 0) + self._dice.uniform(0, self._nature.delay_s)
-        self._work = asyncio.get_running_loop().call_later(lasts_s, self._finish, command)
+        loop, warned_s = asyncio.get_running_loop(), command.args.get("warn_s", 0)
+        lasts_s = warned_s + self._dice.uniform(self._nature.delay_s / 2, self._nature.delay_s)
+        self._work = loop.call_later(lasts_s, self._finish, command)
+        if command.verb == protocol.CYCLE and not warned_s:
+            self._rest = loop.create_future()
 
     def _finish(self, command: protocol.Command) -> None:
         self._work = None
@@ -224,13 +240,14 @@ class Player:
         """Pull the plug and boot anew."""
         if self._opened:
             self._ledger.connected -= 1
-        polls = self._polls
+        polls, rest = self._polls, self._rest
         self._new_boot()
         self._interrupted = True
         if polls:
             self._wire.interrupt()
         else:
             self._wire.close()
+            _settle(rest)
 
     def _tell(self, command: str, state: str, reason: str = "", result: dict[str, Any] | None = None) -> None:
         """Remember a report and end the poll, so that it is sent at once."""
@@ -238,6 +255,12 @@ class Player:
         self._reports[command] = self._unsent[command] = protocol.report(command, state, now, reason, result or {})
         if self._polls:
             self._wire.interrupt()
+        _settle(self._rest)
+
+
+def _settle(rest: "asyncio.Future[None] | None") -> None:
+    if rest is not None and not rest.done():
+        rest.set_result(None)
 
 
 @cache

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pytest_django.fixtures import Settings
 
-from agents import schedule, sending
+from agents import campaigning, schedule, sending
 from tests.keys import keys_in
 
 
@@ -33,3 +33,9 @@ def forget() -> None:
 def heard(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if a gateway had listened for long: the clock takes silence for what it is."""
     monkeypatch.setattr(schedule, "_gateway_listens", lambda: True)
+
+
+@pytest.fixture
+def begun_by_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A campaign's first parts are the worker's too, so that a test can look at each."""
+    monkeypatch.setattr(campaigning, "AT_ONCE", 0)

@@ -32,7 +32,7 @@ def act(user: User, page: str, row: Any, action: str) -> str:
 
 
 @pytest.fixture
-def hall(world: World) -> dict[str, Client]:
+def hall(world: World, begun_by_the_worker: None) -> dict[str, Client]:
     return make_hall(world.clubroom, "A1", "A2", "B1")
 
 

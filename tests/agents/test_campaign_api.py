@@ -15,7 +15,7 @@ from tests.world import World
 
 
 @pytest.fixture
-def hall(world: World) -> dict[str, Client]:
+def hall(world: World, begun_by_the_worker: None) -> dict[str, Client]:
     return make_hall(world.clubroom, "A1", "A2", "B1")
 
 
@@ -216,7 +216,7 @@ def test_targets_come_in_the_order_of_their_turns_in_pages_and_by_status(world: 
         assert call(world.vera, f"{path}?{wrong}")[0] == 400, wrong
 
 
-def test_pages_of_targets_are_whole_beyond_a_thousand(world: World) -> None:
+def test_pages_of_targets_are_whole_beyond_a_thousand(world: World, begun_by_the_worker: None) -> None:
     """A page begins behind a key of its own; a place that thousands share would be lost."""
     make_hall(world.clubroom, "A1")
     campaign = campaigns.start(planned(world), world.vera)

@@ -51,7 +51,7 @@ SUCCEEDED, FAILED, REFUSED, LOST = (
 
 
 @pytest.fixture
-def hall(world: World) -> dict[str, Client]:
+def hall(world: World, begun_by_the_worker: None) -> dict[str, Client]:
     """Row A with four PCs, row B with two, all connected and ready."""
     return make_hall(world.clubroom, "A1", "A2", "A3", "A10", "B1", "B2")
 

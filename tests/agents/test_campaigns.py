@@ -12,7 +12,7 @@ from django.db import IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from agents import campaigning, campaigns, evidence, freezing, services, tasks
+from agents import campaigning, campaigns, evidence, freezing, services, targets, tasks
 from agents.models import (
     BootSession,
     Campaign,
@@ -38,7 +38,7 @@ from tests.world import World, make_client, make_world, member, person
 
 
 @pytest.fixture
-def hall(world: World) -> dict[str, Client]:
+def hall(world: World, begun_by_the_worker: None) -> dict[str, Client]:
     return make_hall(world.clubroom, "A1", "A2", "A3", "B1")
 
 
@@ -240,6 +240,21 @@ def test_the_worker_is_told_after_the_commit(
     with django_capture_on_commit_callbacks() as callbacks:  # type: ignore[attr-defined]
         campaigns.start(planned(world), world.vera)
     assert sum(getattr(one, "__module__", "") == "fleet.queue" for one in callbacks) == 1
+
+
+def test_the_first_commands_are_committed_with_the_order(
+    world: World, hall: dict[str, Client], monkeypatch: pytest.MonkeyPatch, django_capture_on_commit_callbacks: Any
+) -> None:
+    monkeypatch.setattr(campaigning, "AT_ONCE", 2)
+    monkeypatch.setattr(targets, "CHUNK", 2)
+    with django_capture_on_commit_callbacks() as callbacks:
+        campaign = campaigns.start(planned(world), world.vera)
+    queued = Command.objects.filter(order=campaign.order, status=CommandStatus.QUEUED)
+    assert queued.count() == 2 < Target.objects.filter(campaign=campaign).count()
+    sent = [one for one in callbacks if getattr(one, "__module__", "") == "fleet.queue"]
+    assert len(sent) == 2, "the sender is told of them, the worker of the rest"
+    later = campaigns.start(planned(world, starts_at=in_s(3600)), world.vera)
+    assert not Target.objects.filter(campaign=later).exists()
 
 
 # --- approved ----------------------------------------------------------------------------------------------------

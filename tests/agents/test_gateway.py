@@ -177,7 +177,7 @@ def nudge(command: Command) -> None:
     envelope = protocol.envelope(body, signature, command.key_id)
     assert command.sequence
     keys = (command.client_id, command.session_id, command.order_id, command.pk)
-    sending.nudge([sending.Signed(*keys, command.sequence, envelope)])
+    sending.nudge([sending.Signed(*keys, command.sequence, command.key_id, "", envelope)])
 
 
 def test_a_nudge_wakes_the_parked_poll_and_only_that(patient_room: Room) -> None:
@@ -233,8 +233,8 @@ def test_rubbish_on_the_channel_does_not_end_the_hearing(patient_room: Room) -> 
             b'{"commands": [5]}',
             b'{"commands": [null]}',
             b'{"commands": ["x"]}',
-            b'{"commands": [["x", "x", "x", "x", 1, {}]]}',
-            b'{"commands": [["' + (b'00000000-0000-4000-8000-000000000000", "' * 4) + b'", "1", {"key": 5}]]}',
+            b'{"commands": [["x", "x", "x", "x", 1, "", "", ""]]}',
+            b'{"commands": [[' + (b'"00000000-0000-4000-8000-000000000000", ' * 4) + b'1, "key", "", {"key": 5}]]}',
             b"[" * 100_000,
         ):
             hints.publish(sending.CHANNEL, rubbish)

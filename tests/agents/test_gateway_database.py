@@ -100,7 +100,7 @@ def test_who_asks_the_same_at_once_is_answered_together_and_in_turn(transactiona
 
     async def work(database: Database) -> list[int]:
         async with Held(database):
-            answers = [asyncio.ensure_future(database.write_all(doubled, n)) for n in range(MOST + 1)]
+            answers = [database.write_all(doubled, n) for n in range(MOST + 1)]
         return await asyncio.gather(*answers)
 
     assert with_database(work) == [2 * n for n in range(MOST + 1)]
@@ -117,7 +117,7 @@ def test_a_group_that_fails_is_tried_one_by_one_and_only_who_fails_alone_is_take
 
     async def work(database: Database) -> list[object]:
         async with Held(database):
-            answers = [asyncio.ensure_future(database.write_all(made, name)) for name in ("one", "two", "three")]
+            answers = [database.write_all(made, name) for name in ("one", "two", "three")]
         return list(await asyncio.gather(*answers, return_exceptions=True))
 
     assert [str(answer) for answer in with_database(work)] == ["one", "two", "three"]
@@ -136,9 +136,9 @@ def test_what_is_urgent_goes_first_and_what_has_time_last(transactional_db: None
 
     async def work(database: Database) -> None:
         async with Held(database):
-            last = asyncio.ensure_future(database.write_all(of("last"), None, AT_LEISURE))
-            usual = [asyncio.ensure_future(database.write_all(of(f"usual {n}"), None)) for n in range(2)]
-            first = asyncio.ensure_future(database.write_all(of("first"), None, AT_ONCE))
+            last = database.write_all(of("last"), None, AT_LEISURE)
+            usual = [database.write_all(of(f"usual {n}"), None) for n in range(2)]
+            first = database.write_all(of("first"), None, AT_ONCE)
         await asyncio.gather(last, *usual, first)
 
     with_database(work)
@@ -174,7 +174,7 @@ def test_who_comes_just_after_a_group_goes_with_those_who_come_next(transactiona
     async def work(database: Database) -> None:
         group = asked_together("told", order)
         assert await database.write_all(group, 1) == 1, "a lonely one waits for nobody"
-        second = asyncio.create_task(database.write_all(group, 2))
+        second = database.write_all(group, 2)
         await asyncio.sleep(0.01)
         assert await database.write_all(group, 3) == 3
         assert await second == 2
@@ -197,7 +197,7 @@ def test_while_many_begin_what_was_done_waits_for_so_long_and_no_longer(
             await asyncio.gather(*(database.write_all(begin, number, AT_ONCE) for number in range(MANY)))
 
         await many()
-        told = asyncio.create_task(database.write_all(done, 0))
+        told = database.write_all(done, 0)
         for _ in range(6):
             await asyncio.sleep(0.1)
             await many()
@@ -311,7 +311,7 @@ def test_a_line_that_broke_holds_no_poll_and_shows_nobody_present() -> None:
     place.lost(line)
     line.broken = True
     place.park(Poll(attendant, line, 0, 0.0))
-    assert (place.parked(), place.take_seen(), ended) == (0, {}, [])
+    assert (place.parked(), place.take_seen(), ended) == (0, [], [])
 
 
 def test_holds_grow_with_those_who_wait_up_to_a_bound(settings: Settings) -> None:

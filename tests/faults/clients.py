@@ -269,13 +269,13 @@ class _Thread:
 def _select(
     readers: Sequence[Any], writers: object, others: object, timeout: float
 ) -> tuple[list[Any], list[Any], list[Any]]:
-    """``select.select`` of a connection and the end of a pipe, for whom other fibers run meanwhile."""
-    connection, pipe = readers
+    """``select.select`` of a connection, if there is one, and the end of a pipe, for whom other fibers run meanwhile."""
+    *connections, pipe = readers
     clock = _Present.pc.clock
     end = clock.now + timeout
 
     def readable() -> list[Any]:
-        return [connection] * connection.readable + select.select([pipe], [], [], 0)[0]
+        return [one for one in connections if one.readable] + select.select([pipe], [], [], 0)[0]
 
     Fiber.wait(lambda: bool(readable()) or clock.now >= end)
     return readable(), [], []

@@ -95,16 +95,18 @@ class Rows:
     async def write(self, function: Callable[..., Any], *args: object) -> Any:
         return await self._ask(database._commit, database.each, (function, args))
 
-    async def write_all(self, group: Callable[..., Any], item: object, urgency: int = 0) -> Any:
-        return await self._ask(database._commit, group, item)
+    write_at_leisure = write
+
+    def write_all(self, group: Callable[..., Any], item: object, urgency: int = 0) -> Any:
+        return self._ask(database._commit, group, item)
 
     def note(self, group: Callable[..., Any], item: object) -> None:
         self._jobs.setdefault((database._commit, group), []).append((item, None))
 
-    async def _ask(self, way: Callable[..., Any], group: Callable[..., Any], item: object) -> Any:
+    def _ask(self, way: Callable[..., Any], group: Callable[..., Any], item: object) -> "asyncio.Future[Any]":
         future = self._loop.create_future()
         self._jobs.setdefault((way, group), []).append((item, future))
-        return await future
+        return future
 
     def lanes(self) -> list[Any]:
         return []

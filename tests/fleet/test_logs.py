@@ -266,25 +266,25 @@ def test_of_many_commands_the_first_is_told_at_once_and_the_rest_by_the_second(
 
     def take() -> None:
         for _ in range(500):
-            steps.took("one", "accepted")
+            steps.took("accepted", {"one": 1})
 
     threads = [threading.Thread(target=take) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    steps.took("two", "accepted")
+    steps.took("accepted", {"two": 1})
     steps.flush()
     assert said() == [("1 accepted", "one"), ("1 accepted", "two")]
     now += 1
     steps.flush()
     assert said()[2:] == [("1999 accepted", "one")]
     now += 1
-    steps.took("one", "accepted")
+    steps.took("accepted", {"one": 1})
     assert said()[3:] == [("1 accepted", "one")]
-    steps.took("one", "accepted")
+    steps.took("accepted", {"one": 1})
     now += 1
-    steps.took("two", "delivered")
+    steps.took("delivered", {"two": 1})
     assert said()[4:] == [("1 accepted", "one"), ("1 delivered", "two")], "whose second is over is told with any other"
     now += 3600
     steps.flush()

@@ -40,7 +40,9 @@ class Command(BaseCommand):
         parser.add_argument("--seed", type=int, default=1)
         for rate in RATES:
             parser.add_argument(f"--{rate}", type=float, default=0.0, metavar="SHARE", help="0 to 1")
-        parser.add_argument("--delay", type=float, default=0.5, metavar="S", help="the most that a cycle takes")
+        parser.add_argument(
+            "--delay", type=float, default=0.5, metavar="S", help="the most that a cycle takes; the least is half of it"
+        )
         parser.add_argument(
             "--verify",
             type=float,
