@@ -7,7 +7,6 @@ by side, late or again after a crash.
 import logging
 import time
 from datetime import datetime, timedelta
-from itertools import count
 from uuid import UUID
 
 from django.conf import settings
@@ -28,7 +27,7 @@ from agents.models import (
     Target,
     TargetStatus,
 )
-from agents.selecting import Selection, able, choose
+from agents.selecting import MOST_CLIENTS, Selection, able, choose
 from agents.waves import waves
 from fleet import audit
 from fleet.exceptions import FleetError, Forbidden
@@ -37,7 +36,7 @@ from fleet.transitions import move
 log = logging.getLogger(__name__)
 CLOCK = "clock"
 MINUTE = timedelta(seconds=60)  # over which a cap counts
-AT_ONCE = 12  # parts that are done with the order: its targets, and a command for each that has its turn
+CHUNK = 2000  # commands made in one transaction: who stops a campaign waits for no more than that
 # To look how far ten thousand are costs what they need themselves: it is left alone for so many times what that took, if that is
 # longer than from one of the clock's calls to the next.
 REST, SHORTEST_REST_S, LONGEST_REST_S = 5, 1.0, 3.0
@@ -57,18 +56,23 @@ def step() -> None:
         _rests_until[key] = until
 
 
-def go_on(key: UUID, parts: int | None = None) -> None:
-    """Do what is due in one campaign, so that between two parts whoever stops it need not wait; no more than so many ``parts``."""
+def begin(key: UUID) -> None:
+    """Do what is due of one that is just being ordered. Nobody can stop it before that is committed, so its commands are made in one go."""
+    go_on(key, chunk=MOST_CLIENTS)
+
+
+def go_on(key: UUID, chunk: int = CHUNK) -> None:
+    """Do what is due in one campaign, so that between two parts, of ``chunk`` commands, whoever stops it need not wait."""
     try:
-        for number in count() if parts is None else range(parts):
-            if not _part(key, look=not number):
-                break
+        look = True
+        while _part(key, chunk, look=look):
+            look = False
     except (FleetError, OperationalError) as error:  # of the database: a deadlock, or a lock held for too long
         log.warning("Campaign %s goes on a second later: %s", key, error)
 
 
 @transaction.atomic
-def _part(key: UUID, *, look: bool) -> bool:
+def _part(key: UUID, chunk: int, *, look: bool) -> bool:
     """The next part; True when another one is due at once. With ``look`` it begins with what has become of the commands there are."""
     rows = Campaign.objects.select_related("order__site", "order__ordered_by").filter(pk=key, ended_at=None)
     campaign = rows.select_for_update(of=("self",), no_key=True, skip_locked=True).first()
@@ -86,7 +90,7 @@ def _part(key: UUID, *, look: bool) -> bool:
             targets.expire(campaign, now)
         _keep_fresh(campaign.order, min(now + timedelta(seconds=settings.COMMAND_LIFE), campaign.expires_at))
     if campaign.status == CampaignStatus.RUNNING:
-        return _run(campaign, now)
+        return _run(campaign, now, chunk)
     _end_if_over(campaign)
     return False
 
@@ -126,7 +130,7 @@ def _may(campaign: Campaign) -> bool:
     return False
 
 
-def _run(campaign: Campaign, now: datetime) -> bool:
+def _run(campaign: Campaign, now: datetime, chunk: int) -> bool:
     """Judge, go on to the next wave, order what is due."""
     wave_over = _wave_is_over(campaign, now)
     more = wave_over and campaign.wave < _last_wave(campaign)
@@ -141,13 +145,13 @@ def _run(campaign: Campaign, now: datetime) -> bool:
         return True
     if _end_if_over(campaign):
         return False
-    room = min(_room(campaign.order, now), targets.CHUNK)
+    room = min(_room(campaign.order, now), chunk)
     if not room or not _may(campaign):
         return False
     number, parted = targets.order_due(campaign, room, now)
     if number:
         services.hand_over(campaign.order)
-    return number == targets.CHUNK or bool(parted and not number)
+    return number == chunk or bool(parted and not number)
 
 
 def _last_wave(campaign: Campaign) -> int:

@@ -152,7 +152,7 @@ def start(campaign: Campaign, actor: User | AnonymousUser) -> Campaign:
         clients=number,
         how=how,
     )
-    campaigning.go_on(campaign.pk, campaigning.AT_ONCE)
+    campaigning.begin(campaign.pk)
     _go_on(campaign)
     return campaign
 

@@ -17,7 +17,6 @@ from agents.selecting import Chosen, able, open_command
 from fleet.models import Client, ClientState
 from fleet.rows import insert_rows, update_rows
 
-CHUNK = 2000  # commands made in one transaction: who stops a campaign waits for no more than that
 EXECUTED = (TargetStatus.SUCCEEDED, TargetStatus.FAILED, TargetStatus.REFUSED, TargetStatus.EXPIRED, TargetStatus.LOST)
 
 

@@ -150,15 +150,16 @@ def _query(rows: "models.QuerySet[Any, Any]") -> tuple[str, Sequence[Any]]:
 
 
 def _listed(fields: Sequence[Any], rows: Iterable[Sequence[Any]]) -> tuple[str, Sequence[Any]]:
-    """Rows as one value: however many, the database has one statement to read."""
-    text = json.dumps(
-        [[_plain(field, value) for field, value in zip(fields, row, strict=True)] for row in rows], default=str
-    )
+    """Rows as one value, or a column of values for each column of the table: however many, the database has one statement to read."""
     if connection.vendor == "sqlite":
+        text = json.dumps(
+            [[_plain(field, value) for field, value in zip(fields, row, strict=True)] for row in rows], default=str
+        )
         values = ", ".join(f"json_extract(value, '$[{number}]')" for number in range(len(fields)))
         return f"SELECT {values} FROM json_each(%s)", [text]  # noqa: S608 - numbers
-    values = ", ".join(f"(value->>{number})::{field.db_type(connection)}" for number, field in enumerate(fields))
-    return f"SELECT {values} FROM json_array_elements(%s::json)", [text]  # noqa: S608 - types of columns
+    columns = list(zip(*rows, strict=True)) or [()] * len(fields)
+    arrays, parameters = zip(*map(_array, fields, columns), strict=True)
+    return f"SELECT * FROM UNNEST({', '.join(arrays)})", parameters  # noqa: S608 - types of columns
 
 
 def _plain(field: Any, value: Any) -> Any:

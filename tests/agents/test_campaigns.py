@@ -12,7 +12,7 @@ from django.db import IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from agents import campaigning, campaigns, evidence, freezing, services, targets, tasks
+from agents import campaigning, campaigns, evidence, freezing, services, tasks
 from agents.models import (
     BootSession,
     Campaign,
@@ -25,6 +25,7 @@ from agents.models import (
     Target,
     TargetStatus,
     Verb,
+    WaveBy,
 )
 from agents.previewing import preview
 from agents.selecting import MOST_CLIENTS, Selection
@@ -242,15 +243,13 @@ def test_the_worker_is_told_after_the_commit(
     assert sum(getattr(one, "__module__", "") == "fleet.queue" for one in callbacks) == 1
 
 
-def test_the_first_commands_are_committed_with_the_order(
-    world: World, hall: dict[str, Client], monkeypatch: pytest.MonkeyPatch, django_capture_on_commit_callbacks: Any
+def test_what_is_due_at_once_is_committed_with_the_order(
+    world: World, django_capture_on_commit_callbacks: Callable[..., Any]
 ) -> None:
-    monkeypatch.setattr(campaigning, "AT_ONCE", 2)
-    monkeypatch.setattr(targets, "CHUNK", 2)
+    make_hall(world.clubroom, "A1", "A2", "A3", "B1")
     with django_capture_on_commit_callbacks() as callbacks:
-        campaign = campaigns.start(planned(world), world.vera)
-    queued = Command.objects.filter(order=campaign.order, status=CommandStatus.QUEUED)
-    assert queued.count() == 2 < Target.objects.filter(campaign=campaign).count()
+        campaign = campaigns.start(planned(world, wave_by=WaveBy.ROW), world.vera)
+    assert ordered(campaign) == ["A1", "A2", "A3"]
     sent = [one for one in callbacks if getattr(one, "__module__", "") == "fleet.queue"]
     assert len(sent) == 2, "the sender is told of them, the worker of the rest"
     later = campaigns.start(planned(world, starts_at=in_s(3600)), world.vera)
