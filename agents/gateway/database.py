@@ -24,7 +24,10 @@ log = logging.getLogger(__name__)
 MANY, MOST = 20, 1000  # in one group: the first of ten thousand need not wait for the last
 AT_ONCE, IN_TURN, AT_LEISURE = range(3)  # who goes first
 PACE_S = (0.02, 0.05, 0.25)  # by urgency: from the beginning of a group to that of the next of the same function
-CROWD, CROWDED_S = 50, 0.2  # after so many of them: where hundreds come, the few that come at once cost as much as all of the next moment
+CROWD, CROWDED_S = (
+    50,
+    0.2,
+)  # after so many of them: where hundreds come, the few that come at once cost as much as all of the next moment
 # Where somebody waits for hundreds of clients to begin, what has been done comes after that: so long after the last that began, at the most.
 AFTER_S, PATIENCE_S = 0.3, 5.0
 

@@ -54,7 +54,7 @@ def _awake(site: int, network: str) -> list[tuple[UUID, bool]]:
     """Clients of a LAN that could relay, the idle ones first, and whether each is busy with a command of its own."""
     if not network:
         return []
-    commands = Command.objects.filter(client=OuterRef("client"), status__in=Command.OPEN)
+    commands = Command.objects.filter(client=OuterRef("client"), is_open=True)
     idle = Case(When(client__state=ClientState.READY, then=Value(0)), default=Value(1))
     sessions = BootSession.objects.filter(
         status=SessionStatus.OPEN,
