@@ -1,9 +1,11 @@
 """What the worker does with a campaign: targets when it starts, commands as their turn comes, judgement, ends."""
 
 import threading
+import time
 from collections import Counter
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 import time_machine
@@ -573,3 +575,22 @@ def test_one_campaign_that_cannot_go_on_holds_up_no_other(
     assert "goes on a second later: deadlock detected" in caplog.text
     assert (ordered(first), ordered(second)) == ([], ["B1", "B2"])
     assert len(ordered(stepped(first))) == 4
+
+
+def test_one_that_takes_long_to_look_at_is_looked_at_less_often(
+    world: World, hall: dict[str, Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[UUID] = []
+
+    def look(key: UUID) -> None:
+        looked.append(key)
+        time.sleep(0.3 if key == large.pk else 0.0)
+
+    large, small = (campaigns.start(planned(world), world.vera) for _ in range(2))
+    monkeypatch.setattr(campaigning, "go_on", look)
+    for _ in range(2):
+        campaigning.step()
+    assert looked == [large.pk, small.pk, small.pk]
+    time.sleep(0.3 * campaigning.REST)
+    campaigning.step()
+    assert looked[3:] == [large.pk, small.pk]

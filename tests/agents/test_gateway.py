@@ -190,6 +190,19 @@ def test_a_nudge_wakes_the_parked_poll_and_only_that(patient_room: Room) -> None
     assert is_parked(other)
 
 
+@pytest.mark.parametrize(("verb", "shown"), [(Verb.CYCLE, ClientState.CYCLING), (Verb.RESTART, ClientState.READY)])
+def test_who_accepts_a_cycle_is_shown_cycling_before_it_polls_again(
+    patient_room: Room, verb: Verb, shown: ClientState
+) -> None:
+    session, visitor = patient_room.running()
+    visitor.park()
+    command = patient_room.send(session, verb)
+    assert patient_room.opened(visitor.reply(), session) == [str(command.pk)]
+    taken = visitor.post("/agent/v1/reports", {"reports": [protocol.report(str(command.pk), "accepted", 0, "", {})]})
+    assert taken.json == {"accepted": [str(command.pk)], "rejected": []}
+    wait_for(lambda: Client.objects.get(pk=session.client_id).state == shown, "that is shown", 5)
+
+
 def test_what_was_delivered_comes_again_until_it_is_accepted_and_never_below_the_cursor(room: Room) -> None:
     session, visitor = room.running()
     command = room.send(session, Verb.CYCLE)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import OperationalError, transaction
+from django.db import OperationalError, connections, transaction
 from pytest_django.fixtures import Settings
 
 from agents.gateway import database as lanes
 from agents.gateway.app import Gateway
-from agents.gateway.database import AT_LEISURE, AT_ONCE, MANY, MOST, Database
+from agents.gateway.database import AT_LEISURE, AT_ONCE, CROWD, CROWDED_S, MANY, MOST, Database
 from agents.gateway.http import Request
 from agents.gateway.parking import Parking, Poll
 from fleet.models import Site
@@ -181,6 +181,54 @@ def test_who_comes_just_after_a_group_goes_with_those_who_come_next(transactiona
 
     with_database(work)
     assert order == [("told", 1), ("told", 2)]
+
+
+def test_after_a_crowd_the_next_wait_for_company(transactional_db: None) -> None:
+    order: list[tuple[str, int]] = []
+
+    async def work(database: Database) -> None:
+        group = asked_together("told", order)
+        for _ in range(3):
+            asked = [database.write_all(group, number, AT_ONCE) for number in range(CROWD)]
+            await asyncio.sleep(CROWDED_S / 4)
+        await asyncio.gather(*asked)
+
+    with_database(work)
+    assert order == [("told", CROWD), ("told", 2 * CROWD)]
+
+
+def test_where_the_database_went_away_nothing_is_tried_alone(
+    transactional_db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have committed; who asked finds that out."""
+    monkeypatch.setattr(type(connections["default"]), "is_usable", lambda self: False)
+    groups: list[int] = []
+
+    def fails(items: Sequence[int]) -> Sequence[int]:
+        groups.append(len(items))
+        raise OperationalError("the server closed the connection")
+
+    async def work(database: Database) -> list[object]:
+        async with Held(database):
+            asked = [database.write_all(fails, number) for number in range(3)]
+        return list(await asyncio.gather(*asked, return_exceptions=True))
+
+    assert [type(outcome) for outcome in with_database(work)] == [OperationalError] * 3
+    assert groups == [3]
+
+
+def test_what_is_written_at_leisure_waits_while_many_begin(transactional_db: None) -> None:
+    order: list[tuple[str, int]] = []
+
+    async def work(database: Database) -> None:
+        begin = asked_together("begin", order)
+        await asyncio.gather(*(database.write_all(begin, number, AT_ONCE) for number in range(MANY)))
+        seen = asyncio.ensure_future(database.write_at_leisure(order.append, ("seen", 1)))
+        usual = database.write(order.append, ("asked for", 1))
+        await asyncio.gather(seen, usual)
+
+    with_database(work)
+    assert order == [("begin", MANY), ("asked for", 1), ("seen", 1)]
 
 
 @pytest.mark.parametrize(("patience_s", "last"), [(60.0, True), (0.2, False)])

@@ -84,6 +84,24 @@ def test_the_sequence_of_a_client_rises_and_is_its_own(world: World, client: Cli
     assert sequences == [1, 2, 1, 3]
 
 
+def test_thousands_are_signed_in_growing_groups_each_with_what_the_protocol_writes_for_it(
+    world: World, client: Client, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "FIRST_GROUP", 2)
+    monkeypatch.setattr(sending, "GROUP", 3)
+    others = [make_client(world.clubroom, f"52:54:00:00:00:{number:02x}") for number in range(16, 24)]
+    for one in (client, *others):
+        boot(one)
+    order = services.order(Verb.CYCLE, [client, *others], "why", world.vera)
+    tasks.send_order(str(order.pk))
+    written = AuditEntry.objects.filter(action="commands.signed").order_by("sequence")
+    assert [len(entry.detail["commands"]) for entry in written] == [2, 3, 3, 1]
+    for command in order.commands.select_related("session"):
+        inside = opened(command, keys)
+        assert (inside.command, inside.client) == (str(command.pk), str(command.client_id))
+        assert bytes(command.envelope) == protocol.encode(inside, inside.version)
+
+
 def test_it_is_written_down_what_is_signed_for_which_boot(world: World, client: Client) -> None:
     session = boot(client)
     command = sent(ordered(world, client, Verb.RESTART))

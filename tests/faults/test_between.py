@@ -7,10 +7,12 @@ from typing import Any, TypeVar
 import pytest
 
 from agents import sending
+from agents.daemon.link import AT_WORK_S
 from agents.models import BootSession, Command, CommandStatus, HomeRestore, SessionStatus, Verb
 from fleet import rows
 from fleet.models import AuditEntry, Client, ClientState
 from tests.agents.boots import make_release
+from tests.faults import clients
 from tests.faults.clients import PC, Mood
 from tests.faults.hall import CRASHES, Hall, hall
 from tests.world import World
@@ -89,6 +91,27 @@ def fate(room: Hall, command: Command) -> tuple[str, int]:
 
 
 ONCE = (CommandStatus.SUCCEEDED, 1)
+
+
+def polls(room: Hall) -> list[str]:
+    """In which state are those who wait for commands?"""
+    return sorted(
+        call.target.rpartition("=")[2] for call in room.wire.calls if call.target.startswith("/agent/v1/next")
+    )
+
+
+def test_who_is_at_work_asks_for_nothing_for_a_while_and_is_shown_so_all_the_same(
+    room: Hall, pc: PC, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "CYCLE_S", AT_WORK_S + 3)
+    command = accepted(room, Verb.CYCLE)
+    room.flow()
+    assert state_of(pc) == (ClientState.CYCLING, SessionStatus.OPEN)
+    assert polls(room) == ["ready"], "of the other one"
+    room.passes(AT_WORK_S + 1)
+    assert polls(room) == ["cycling", "ready"], "it lasts, so that it may be wanted for something else"
+    room.passes(4)
+    assert (fate(room, command), state_of(pc), polls(room)) == (ONCE, READY, ["ready", "ready"])
 
 
 # --- the server's parts
