@@ -27,7 +27,7 @@ from agents.models import (
     Target,
     TargetStatus,
 )
-from agents.selecting import MOST_CLIENTS, Selection, able, choose
+from agents.selecting import Selection, able, choose
 from agents.waves import waves
 from fleet import audit
 from fleet.exceptions import FleetError, Forbidden
@@ -56,9 +56,23 @@ def step() -> None:
         _rests_until[key] = until
 
 
-def begin(key: UUID) -> None:
-    """Do what is due of one that is just being ordered. Nobody can stop it before that is committed, so its commands are made in one go."""
-    go_on(key, chunk=MOST_CLIENTS)
+def begin(campaign: Campaign) -> list[audit.Event]:
+    """What is due at once of one that is just being ordered, with its order: targets, and commands. Nobody can stop it before that is
+    committed, so they are made in one go. Returns what is to be written down of it, when all else is done.
+    """
+    if campaign.status != CampaignStatus.RUNNING:
+        return []
+    now = timezone.now()
+    try:
+        with transaction.atomic():
+            began = _resolve(campaign, now)
+            if room := _room(campaign.order, now):
+                _order_due(campaign, now, room)
+            return [began]
+    except OperationalError as error:
+        log.warning("%s is begun by the worker: %s", campaign, error)
+        campaign.refresh_from_db(fields=_BEGUN)
+        return []
 
 
 def go_on(key: UUID, chunk: int = CHUNK) -> None:
@@ -109,12 +123,21 @@ def _begin(campaign: Campaign, now: datetime) -> bool:
         move(campaign, CampaignStatus.RUNNING)
     if campaign.status != CampaignStatus.RUNNING or not _may(campaign):
         return False
-    planned = waves(campaign, choose(Selection.from_json(campaign.selection), order.site))
-    number = targets.make(campaign, planned)
-    Campaign.objects.filter(pk=campaign.pk).update(started_at=now, wave=1, wave_at=now, judged_from=now)
-    sizes = [len(wave) for wave in planned]
-    audit.record("campaign.started", campaign, site=order.site, actor=CLOCK, clients=number, waves=sizes)
+    audit.record_many(order.site, [_resolve(campaign, now)])
     return True
+
+
+_BEGUN = ["wave", "started_at", "wave_at", "judged_from"]
+
+
+def _resolve(campaign: Campaign, now: datetime) -> audit.Event:
+    """Make its targets, and have it in its first wave; what is to be written down of that."""
+    planned = waves(campaign, choose(Selection.from_json(campaign.selection), campaign.order.site))
+    number = targets.make(campaign, planned)
+    campaign.wave, campaign.started_at, campaign.wave_at, campaign.judged_from = 1, now, now, now
+    campaign.save(update_fields=_BEGUN)
+    sizes = [len(wave) for wave in planned]
+    return audit.Event("campaign.started", campaign, CLOCK, {"clients": number, "waves": sizes})
 
 
 def _may(campaign: Campaign) -> bool:
@@ -148,10 +171,16 @@ def _run(campaign: Campaign, now: datetime, chunk: int) -> bool:
     room = min(_room(campaign.order, now), chunk)
     if not room or not _may(campaign):
         return False
+    number, parted = _order_due(campaign, now, room)
+    return number == chunk or bool(parted and not number)
+
+
+def _order_due(campaign: Campaign, now: datetime, room: int) -> tuple[int, int]:
+    """Make commands of those whose turn it is; how many, and of how many targets it parted that cannot be reached."""
     number, parted = targets.order_due(campaign, room, now)
     if number:
         services.hand_over(campaign.order)
-    return number == chunk or bool(parted and not number)
+    return number, parted
 
 
 def _last_wave(campaign: Campaign) -> int:

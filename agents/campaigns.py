@@ -142,17 +142,10 @@ def start(campaign: Campaign, actor: User | AnonymousUser) -> Campaign:
     campaign.save(force_insert=True)
     usual = Campaign()
     how = {name: _plain(getattr(campaign, name)) for name in HOW if getattr(campaign, name) != getattr(usual, name)}
-    audit.record(
-        "campaign.ordered",
-        campaign,
-        site=order.site,
-        actor=actor,
-        **services.told(order),
-        selection=campaign.selection,
-        clients=number,
-        how=how,
-    )
-    campaigning.begin(campaign.pk)
+    told = {**services.told(order), "selection": campaign.selection, "clients": number, "how": how}
+    # The log's end is locked last, as everywhere: who holds it while others wait for the clients' rows waits for them.
+    began = campaigning.begin(campaign)
+    audit.record_many(order.site, [audit.Event("campaign.ordered", campaign, actor, told), *began])
     _go_on(campaign)
     return campaign
 

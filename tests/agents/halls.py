@@ -66,7 +66,8 @@ def started(world: World, **changes: Any) -> Campaign:
 
 
 def stepped(campaign: Campaign) -> Campaign:
-    """The campaign after a second of the clock."""
+    """The campaign after a second of the clock, or more: it may rest."""
+    campaigning._rests_until.clear()
     campaigning.step()
     campaign.refresh_from_db()
     return campaign

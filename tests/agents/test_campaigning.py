@@ -588,6 +588,7 @@ def test_one_that_takes_long_to_look_at_is_looked_at_less_often(
 
     large, small = (campaigns.start(planned(world), world.vera) for _ in range(2))
     monkeypatch.setattr(campaigning, "go_on", look)
+    monkeypatch.setattr(campaigning, "REST", 5)
     for _ in range(2):
         campaigning.step()
     assert looked == [large.pk, small.pk, small.pk]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from django.conf import settings
 
-from agents import campaigns, schedule, sending, services, tasks
+from agents import campaigning, campaigns, schedule, sending, services, tasks
 from agents.daemon import protocol
 from agents.models import BootSession, Campaign, CampaignStatus, Command, CommandStatus, SessionStatus, Verb
 from agents.selecting import Selection
@@ -77,6 +77,7 @@ class Hall:
         patch.setattr(sending, "connection", lambda: self.hints)
         patch.setattr(schedule, "connection", lambda: self.hints)
         patch.setattr(schedule, "CAP_S", clients.CAP_S)
+        patch.setattr(campaigning, "REST", 0)  # in real time, of which there is none here
 
     def close(self) -> None:
         for pc in self.pcs:
