@@ -2,10 +2,9 @@
 
 import pytest
 
-from agents import campaigning
 from agents.models import Campaign, CommandStatus
 from fleet.models import Client
-from tests.agents.halls import ends
+from tests.agents.halls import ends, stepped
 from tests.board.conftest import PHONE, Room
 
 pytestmark = pytest.mark.slow
@@ -26,11 +25,11 @@ def test_a_campaign_of_chosen_pcs_on_a_phone(room: Room) -> None:
 
     campaign = Campaign.objects.get()
     assert page.url == f"{room.board}campaigns/{campaign.pk}/"
-    campaigning.step()
+    stepped(campaign)
     page.get_by_role("progressbar", name="All").and_(page.locator("[aria-valuetext='2 queued']")).wait_for()
     page.get_by_role("button", name="Pause").focus()
     ends(CommandStatus.FAILED, Client.objects.get(pk=room.clients["A4"].pk), reason="the disk is full")
-    campaigning.step()
+    stepped(campaign)
     page.locator("[data-part=fates]").get_by_text("the disk is full").wait_for()
     assert page.evaluate("document.activeElement.textContent") == "Pause"
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
