@@ -9,8 +9,9 @@ cold start
 idle
     A minute of nothing but polls: the gateway's share of one processor, and its memory (``gateway_most_mb``: the most until the end).
 cycle
-    One order to all. ``accepted_p50_s`` and ``accepted_p99_s`` are from the order's commit to the client's knowing that its acceptance is
-    durable, ``recorded_s`` from the last client's being done to the last one's knowing that its report, and with it the restore's row, is.
+    One order to all. ``order_s`` is what ordering takes until it is committed, with a command for each. ``accepted_p50_s`` and
+    ``accepted_p99_s`` are from that commit to the client's knowing that its acceptance is durable, ``recorded_s`` from the last client's
+    being done to the last one's knowing that its report, and with it the restore's row, is.
 kill
     One more order to all, and the gateway is killed in its middle. ``reconnect_s`` is from its being started again to all of them polling.
 
