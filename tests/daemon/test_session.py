@@ -45,7 +45,8 @@ def alive(pid):
 """
 SLEEP = "ready(); time.sleep(600)"
 TOUGH = "signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_IGN); "
-DAEMON = "if os.fork(): os._exit(0)\nos.setsid()\nif os.fork(): os._exit(0)\n" + SLEEP
+GONE = "while os.getppid() != 1: time.sleep(0.001)\n"  # its parent: or that would count as a process of the user's
+DAEMON = f"if os.fork(): os._exit(0)\n{GONE}os.setsid()\nif os.fork(): os._exit(0)\n{GONE}{SLEEP}"
 BOMB = """
 ready()
 while True:
