@@ -10,9 +10,16 @@ from typing import Any
 
 import redis
 from celery import Celery
-from celery.signals import before_task_publish, setup_logging, task_postrun, task_prerun, worker_process_init
+from celery.signals import (
+    before_task_publish,
+    setup_logging,
+    task_postrun,
+    task_prerun,
+    worker_process_init,
+    worker_ready,
+)
 
-from fleet import alive, logs
+from fleet import alive, garbage, logs
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "fleet.settings")
 app = Celery("fleet")
@@ -26,6 +33,11 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 def die_with_the_worker(**_: Any) -> None:
     """A pool process must not go on building after its worker was killed with SIGKILL: nobody would own the version."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@worker_ready.connect
+def keep_what_has_begun(**_: Any) -> None:
+    garbage.settle()
 
 
 @setup_logging.connect

@@ -1,11 +1,12 @@
 import asyncio
-import gc
 import resource
 import signal
 from typing import Any
 
 import uvloop
 from django.core.management.base import BaseCommand, CommandParser
+
+from fleet import garbage
 
 GRACE_S = 5.0  # for those who are being answered when we are told to end
 
@@ -33,8 +34,7 @@ async def _serve(host: str, port: int) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
-    gc.freeze()  # what is here now stays: it need not be looked through again and again
-    gc.set_threshold(50_000, 20, 20)  # nor ten thousand who wait because five hundred reports have come
+    garbage.settle()
     gateway.open()
     await server.listen(host, port)
     tidying = asyncio.create_task(server.tidy())

@@ -1,5 +1,4 @@
 import asyncio
-import gc
 import json
 import resource
 import signal
@@ -16,6 +15,7 @@ from django.db import connection
 from agents.swarm.client import Player, mac_of
 from agents.swarm.ledger import PREFIX, Ledger
 from agents.swarm.nature import Nature
+from fleet import garbage
 from fleet.models import Admission, Client, Site
 from images.models import Release
 
@@ -96,8 +96,7 @@ class Command(BaseCommand):
                 await asyncio.sleep(0.1)
             ledger.cold_start_s = time.monotonic() - began
             self.stderr.write(f"{ledger.connected} of {number} connected after {ledger.cold_start_s:.1f} s")
-            gc.collect()
-            gc.freeze()  # they stay: nobody need look through them again and again
+            garbage.settle()
             until = time.monotonic() + options["seconds"]
             told = time.monotonic()
             while time.monotonic() < until and not enough.is_set() and not 0 < options["commands"] <= ledger.settled:
