@@ -10,8 +10,9 @@ from django.db.models.functions import Concat
 from django.test.utils import CaptureQueriesContext
 
 from agents.models import Command, Order, Verb
+from fleet.epoch import Epoch
 from fleet.models import Client, ClientState, Tag
-from fleet.rows import insert_rows, update_rows
+from fleet.rows import count_up, insert_rows, update_rows
 from tests.agents.boots import boot, make_release
 from tests.agents.conftest import keys
 from tests.world import World, make_client
@@ -95,6 +96,46 @@ def test_only_rows_that_are_as_said_are_changed(three: list[Client]) -> None:
     rows = [(one.pk, f"B{at}") for at, one in enumerate(three)]
     assert update_rows(Client, ["seat"], rows, state=ClientState.READY) == 1
     assert set(Client.objects.values_list("seat", flat=True)) == {three[0].seat, "B1", three[2].seat}
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite looks up one row after the other")
+def test_what_statistics_do_not_know_yet_makes_no_plan_that_compares_all_with_all(world: World) -> None:
+    """A new order for thousands: by the statistics no row is as said, in truth all are. The planner must not believe them."""
+    made = Client.objects.bulk_create(
+        Client(site=world.clubroom, mac=f"52:54:00:00:{at >> 8:02x}:{at & 255:02x}", name=f"pc-{at}")
+        for at in range(3000)
+    )
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE fleet_client")
+    Client.objects.update(state=ClientState.READY)
+    with CaptureQueriesContext(connection) as asked:
+        changed = update_rows(
+            Client, ["seat"], [(one.pk, f"S{one.name}") for one in made[:1000]], state=ClientState.READY
+        )
+    assert changed == 1000
+    with connection.cursor() as cursor:
+        cursor.execute("EXPLAIN (FORMAT JSON) " + asked[0]["sql"].replace("%", "%%"))
+        (plan,) = cursor.fetchone()[0][0]["Plan"]["Plans"]
+    assert plan["Plan Rows"] > 100, "else it is a loop within a loop sooner or later"
+
+
+def test_numbers_are_counted_up_and_told(three: list[Client]) -> None:
+    Client.objects.filter(pk=three[1].pk).update(sequence=41)
+    with CaptureQueriesContext(connection) as asked:
+        assert count_up(Client, "sequence", [three[1].pk, str(three[0].pk)]) == {
+            str(three[0].pk): 1,
+            str(three[1].pk): 42,
+        }
+    assert len(asked) == 1
+    assert [*Client.objects.order_by("mac").values_list("sequence", flat=True)] == [1, 42, 0]
+    assert count_up(Client, "sequence", []) == {}
+
+
+def test_a_time_is_read_as_a_number(three: list[Client]) -> None:
+    since = datetime(2026, 1, 1, 12, 0, 0, 123000, UTC)
+    Client.objects.filter(pk=three[0].pk).update(since=since, last_seen=None)
+    ((epoch, nothing),) = Client.objects.filter(pk=three[0].pk).values_list(Epoch("since"), Epoch("last_seen"))
+    assert (epoch, nothing) == (pytest.approx(since.timestamp(), abs=0.0005), None)
 
 
 def test_bytes_are_stored_as_they_are(world: World, keys: Path) -> None:
