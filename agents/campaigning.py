@@ -39,7 +39,7 @@ MINUTE = timedelta(seconds=60)  # over which a cap counts
 CHUNK = 2000  # commands made in one transaction: who stops a campaign waits for no more than that
 # To look how far ten thousand are costs what they need themselves: it is left alone for so many times what that took, if that is
 # longer than from one of the clock's calls to the next.
-REST, SHORTEST_REST_S, LONGEST_REST_S = 5, 1.0, 3.0
+REST, SHORTEST_REST_S, LONGEST_REST_S = 20, 1.0, 3.0
 _rests_until: dict[UUID, float] = {}  # this worker's, by its monotonic clock
 
 

@@ -6,13 +6,14 @@ follows is written with a handful of statements. The end of the audit chain is l
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import transaction
+from django.db.models.expressions import Combinable
 from django.utils import timezone
 
 from agents import capturing, metrics, restoring, stories, telling
@@ -20,6 +21,7 @@ from agents.daemon import protocol
 from agents.models import BootSession, Command, CommandStatus, Verb
 from agents.observing import observe
 from fleet import audit
+from fleet.epoch import Epoch
 from fleet.exceptions import WrongState
 from fleet.models import AuditEntry, Client, ClientState
 from fleet.rows import update_rows
@@ -87,8 +89,8 @@ class _Standing:
     status: str
     order: UUID
     session: UUID | None
-    sent_at: datetime | None
-    args: dict[str, Any]
+    sent_at: float | None  # in seconds since 1970
+    args: dict[str, Any] = field(default_factory=dict)
     ends: End | None = None
     doubt: str = ""  # why it has not come about, though its evidence said so
 
@@ -101,12 +103,12 @@ def take_report(session: BootSession, report: Mapping[str, Any]) -> str:
 @transaction.atomic
 def take_reports(told: Sequence[Told]) -> list[list[str]]:
     """Apply the reports of many clients; for each "" when taken, else why not. A command of another client is not touched."""
-    keys = {UUID(report["command"]) for one in told for report in one.reports}
+    keys = {report["command"] for one in told for report in one.reports}
     rows = Command.objects.select_for_update(no_key=True).filter(pk__among=keys).order_by("pk")
-    standing = {
-        row[0]: _Standing(*row[1:])
-        for row in rows.values_list("pk", "client", "verb", "status", "order", "session", "sent_at", "args")
-    }
+    columns: list[str | Combinable] = ["pk", "client", "verb", "status", "order", "session", Epoch("sent_at")]
+    if any(report["state"] != protocol.ACCEPTED for one in told for report in one.reports):
+        columns.append("args")  # which nobody need read of thousands that begin
+    standing = {row[0]: _Standing(*row[1:]) for row in rows.values_list(*columns)}
     accepted: list[UUID] = []
     acting: dict[UUID, datetime] = {}
     strange: list[tuple[UUID, str]] = []
@@ -217,7 +219,9 @@ def _accept(keys: Sequence[UUID], standing: Mapping[UUID, _Standing]) -> None:
     )
     commands = [(key, standing[key]) for key in keys]
     steps = [telling.Step(command.order, key, command.client, command.session) for key, command in commands]
-    transaction.on_commit(partial(metrics.accepted, [(command.verb, command.sent_at) for _, command in commands], at))
+    transaction.on_commit(
+        partial(metrics.accepted, [(command.verb, command.sent_at) for _, command in commands], at.timestamp())
+    )
     transaction.on_commit(partial(telling.accepted, steps))
 
 

@@ -5,7 +5,6 @@ server's. The histograms are the gateway's, which takes the reports; with severa
 """
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from functools import cache
 
 import redis
@@ -66,11 +65,16 @@ def polled(how: str, number: int = 1) -> None:
     _poll(how).inc(number)
 
 
-def accepted(sent: Iterable[tuple[str, datetime | None]], at: datetime) -> None:
-    """Commands of these verbs, signed then, were accepted."""
+def accepted(sent: Iterable[tuple[str, float | None]], at: float) -> None:
+    """Commands of these verbs, signed then, were accepted; in seconds since 1970."""
     for verb, sent_at in sent:
         if sent_at is not None:
-            ACCEPTED.labels(verb).observe((at - sent_at).total_seconds())
+            _accepted(verb).observe(at - sent_at)
+
+
+@cache
+def _accepted(verb: str) -> Histogram:
+    return ACCEPTED.labels(verb)
 
 
 def restored(restores: Iterable[HomeRestore]) -> None:

@@ -5,38 +5,40 @@ committed, then the signatures are made: no envelope can be abroad of which book
 next one signs the same commands under new numbers.
 """
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import orjson
 import redis
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, QuerySet
+from django.db.models import FilteredRelation, Q, QuerySet
+from django.db.models.expressions import Combinable
 from django.utils import timezone
 
 from agents import caps, freezing, telling, waking, witnessing
 from agents.book import Book
 from agents.daemon import protocol
-from agents.models import BootSession, Command, CommandStatus, Order, SessionStatus, Verb
+from agents.models import Command, CommandStatus, Order, SessionStatus, Verb
 from agents.power import relays
 from fleet import audit
+from fleet.epoch import Epoch
 from fleet.exceptions import SiteError
 from fleet.models import Client
-from fleet.rows import update_rows
+from fleet.rows import count_up, update_rows
 from fleet.signing import Signer
 from images import homes
 from images.models import HomeTemplate, Release
 
 log = logging.getLogger(__name__)
 CHANNEL = "fleet.nudge"
-# Commands signed in one go: the first of ten thousand are on their way while the last are signed, and a large group costs less of each.
+# Commands signed in one go. A large group costs less of each; but the first of ten thousand should be on their way soon, and the last not
+# all begin at once. So groups grow, and shrink again at the end.
 FIRST_GROUP, GROUP = 250, 1000
 AHEAD = 10 * GROUP  # looked up at once; each group is asked again whether it may still be signed
 EARLY_MS = 1000  # a client's idea of the server's time may be so much behind
@@ -65,9 +67,8 @@ def state() -> dict[str, Any]:
 
 def nudge(signed: Sequence["Signed"]) -> None:
     """Hand commands to the gateway, which answers the polls of their clients. A hint: it sweeps for what a lost one would have told."""
-    told = [[*map(str, one[:4]), *one[4:-1], json.dumps(one.envelope)] for one in signed]
     try:
-        connection().publish(CHANNEL, json.dumps({"commands": told}))
+        connection().publish(CHANNEL, orjson.dumps({"commands": signed}, default=tuple))
     except redis.RedisError as error:
         log.warning("Redis is away, so the gateway finds the commands at its next sweep: %s", error)
 
@@ -87,7 +88,8 @@ def send(waiting: QuerySet[Command]) -> int:
         while number is not None and (ahead := caps.candidates(mine, AHEAD)):
             while ahead and (number := _send_group(site, verb, ahead[:size])) is not None:
                 sent += number
-                ahead, size = ahead[size:], min(2 * size, GROUP)
+                ahead = ahead[size:]
+                size = min(2 * size, GROUP, max(FIRST_GROUP, len(ahead) // 2))
     return sent
 
 
@@ -112,71 +114,102 @@ def _send_group(site: int, verb: str, group: Sequence[caps.Candidate]) -> int | 
     return len(ready)
 
 
-class Signed(NamedTuple):
-    """A command as its client gets it: for the gateway (``agents.gateway.daemons.Handed``)."""
+# Faster than an encoder: of base64 and a key's id nothing need be escaped.
+_JSON = '{{"envelope": "{envelope}", "signature": "{signature}", "key": "{key}"}}'.format
 
-    client: UUID
-    session: UUID | None
-    order: UUID
-    command: UUID
+
+class Signed(NamedTuple):
+    """A command as its client gets it, all ids as text: for the gateway (``agents.gateway.daemons.Handed``). ``envelope`` is JSON."""
+
+    client: str
+    session: str
+    order: str
+    command: str
     sequence: int
     key: str
     state: str
-    envelope: Mapping[str, str]
+    envelope: str
 
 
-@dataclass
+@dataclass(slots=True)
 class Draft:
-    """A command on its way to be signed: columns and no rows, of which ten thousand would take seconds to make."""
+    """A command on its way to be signed: columns and no rows, of which ten thousand would take seconds to make.
 
-    key: UUID
-    client: UUID
-    order: UUID
-    expires_at: datetime
+    Ids are text, as which each of them is needed half a dozen times.
+    """
+
+    key: str
+    client: str
+    order: str
+    expires_at: float
+    session: str
+    boot: str
+    protocol: int
+    release: int | None
     args: dict[str, Any]
-    session: UUID | None = None
-    boot: str = ""
-    protocol: int = 1
     sequence: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        key: UUID,
+        client: UUID,
+        order: UUID,
+        expires_at: float,
+        session: UUID | None,
+        boot: UUID | None,
+        *others: Any,
+    ) -> "Draft":
+        """From the columns that ``_prepare`` reads, ``session`` and what follows None for a client that is not connected."""
+        protocol, release, args = (*others, {})[:3]
+        return cls(
+            str(key), str(client), str(order), expires_at, str(session or ""), str(boot), protocol, release, args
+        )
 
 
 @transaction.atomic
 def _prepare(verb: str, keys: Sequence[UUID]) -> list[Draft]:
     """Number the commands, bind each to its client's present boot, and write them down. Those that cannot be sent end."""
-    # In this order everywhere, or two of us would wait for each other.
-    clients = Client.objects.select_for_update(of=("self",), no_key=True).filter(commands__among=keys).order_by("pk")
-    sequences = dict(clients.values_list("pk", "sequence"))
     # Asked again: somebody may have paused a campaign, or taken commands back, since they were looked up.
     queued = Command.objects.filter(pk__among=keys, status=CommandStatus.QUEUED).order_by()
-    queued = queued.exclude(caps.UNAPPROVED).exclude(caps.PAUSED)
-    drafts = [Draft(*row) for row in queued.values_list("pk", "client", "order", "expires_at", "args")]
-    opened = BootSession.objects.filter(client__among=list(sequences), status=SessionStatus.OPEN).order_by()
-    sessions = {row[0]: row for row in opened.values_list("client", "pk", "boot_id", "protocol", "release")}
-    orders = Order.objects.select_related("site").in_bulk({draft.order for draft in drafts})
-    releases = Release.objects.select_related("home", "version").in_bulk({row[4] for row in sessions.values()} - {None})
+    opened = FilteredRelation("client__sessions", condition=Q(client__sessions__status=SessionStatus.OPEN))
+    queued = queued.exclude(caps.UNAPPROVED).exclude(caps.PAUSED).annotate(opened=opened)
+    columns: list[str | Combinable] = [
+        "pk",
+        "client",
+        "order",
+        Epoch("expires_at"),
+        "opened__pk",
+        "opened__boot_id",
+        "opened__protocol",
+    ]
+    columns += ["opened__release", *(["args"] if verb == Verb.RELAY else [])]  # others have none of their own
+    drafts = [Draft.of(*row) for row in queued.values_list(*columns)]
+    found = Order.objects.select_related("site").in_bulk(map(UUID, {draft.order for draft in drafts}))
+    orders = {str(pk): order for pk, order in found.items()}
+    releases = Release.objects.select_related("home", "version").in_bulk({draft.release for draft in drafts} - {None})
     complete = _Completer(verb, orders, releases)
 
     ready, hopeless = list[Draft](), defaultdict[tuple[CommandStatus, str], list[Draft]](list)
     now = timezone.now()
     for draft in drafts:
-        if draft.expires_at <= now:
+        if draft.expires_at <= now.timestamp():
             hopeless[CommandStatus.EXPIRED, "not sent in time"].append(draft)
-            continue
-        if draft.client not in sessions:
+        elif not draft.session:
             hopeless[CommandStatus.FAILED, "the client is not connected"].append(draft)
-            continue
-        _, draft.session, boot, draft.protocol, release = sessions[draft.client]
-        draft.boot, draft.sequence = str(boot), sequences[draft.client] + 1
-        if why := complete(draft, release):
+        elif why := complete(draft):
             hopeless[CommandStatus.FAILED, why].append(draft)
         else:
             ready.append(draft)
+    # A number is used up here, also where the sender dies before it signs: no two envelopes of a client ever have the same.
+    # Clients are locked before commands, as everywhere, or two of us would wait for each other.
+    numbers = count_up(Client, "sequence", [draft.client for draft in ready]) if ready else {}
+    for draft in ready:
+        draft.sequence = numbers[draft.client]
     for (status, why), ended in hopeless.items():
         still = Command.objects.filter(pk__among=[draft.key for draft in ended], status=CommandStatus.QUEUED)
         still.update(status=status, finished_at=now, reason=why)
         telling.hopeless(status, why, (draft.order for draft in ended))
-    # A number is used up here, also where the sender dies before it signs: no two envelopes of a client ever have the same.
-    Client.objects.filter(pk__among=[draft.client for draft in ready]).update(sequence=F("sequence") + 1)
     _write_down(verb, ready, orders)
     return ready
 
@@ -184,19 +217,19 @@ def _prepare(verb: str, keys: Sequence[UUID]) -> list[Draft]:
 class _Completer:
     """Gives commands their arguments, which are the same for all of an order with the same release and protocol."""
 
-    def __init__(self, verb: str, orders: Mapping[UUID, Order], releases: Mapping[int, Release]) -> None:
+    def __init__(self, verb: str, orders: Mapping[str, Order], releases: Mapping[int, Release]) -> None:
         self._verb, self._orders, self._releases = verb, orders, releases
         self._templates = dict[int, HomeTemplate]()
-        self._known = dict[tuple[UUID, int | None, int], dict[str, Any] | str]()
+        self._known = dict[tuple[str, int | None, int], dict[str, Any] | str]()
 
-    def __call__(self, draft: Draft, release: int | None) -> str:
+    def __call__(self, draft: Draft) -> str:
         """Give a command its arguments, for this boot of its client; else why that cannot be."""
         if self._verb == Verb.RELAY:  # what it sends is its own
             found: dict[str, Any] | str = draft.args if draft.protocol > 1 else self._too_old()
         else:
-            kind = (draft.order, release, draft.protocol)
+            kind = (draft.order, draft.release, draft.protocol)
             if kind not in self._known:
-                self._known[kind] = self._args(self._orders[draft.order], release, draft.protocol)
+                self._known[kind] = self._args(self._orders[draft.order], draft.release, draft.protocol)
             found = self._known[kind]
         if isinstance(found, str):
             return found
@@ -223,11 +256,11 @@ class _Completer:
         return f"its daemon speaks protocol 1, which knows no {what}: boot it with a newer version"
 
 
-def _write_down(verb: str, ready: Iterable[Draft], orders: Mapping[UUID, Order]) -> None:
+def _write_down(verb: str, ready: Iterable[Draft], orders: Mapping[str, Order]) -> None:
     """One entry for each order: every command of the group with its client, its boot and its number."""
-    signed = defaultdict[UUID, list[dict[str, Any]]](list)
+    signed = defaultdict[str, list[dict[str, Any]]](list)
     for draft in ready:
-        told = {"command": str(draft.key), "client": str(draft.client), "boot": draft.boot, "sequence": draft.sequence}
+        told = {"command": draft.key, "client": draft.client, "boot": draft.boot, "sequence": draft.sequence}
         signed[draft.order].append(told)
     for key, commands in signed.items():
         order = orders[key]
@@ -238,6 +271,7 @@ def _write_down(verb: str, ready: Iterable[Draft], orders: Mapping[UUID, Order])
 def _sign(verb: str, ready: Iterable[Draft]) -> list[Signed]:
     """Make the envelopes. Who was cancelled meanwhile stays cancelled: the client's acceptance is not taken."""
     signer, now = _signer(), timezone.now()
+    key_id = signer.key_id
     write = _Scribe(verb, round(now.timestamp() * 1000))
     rows, signed = [], []
     for draft in ready:
@@ -248,12 +282,14 @@ def _sign(verb: str, ready: Iterable[Draft]) -> list[Signed]:
             bad = Command.objects.filter(pk=draft.key, status=CommandStatus.QUEUED)
             bad.update(status=CommandStatus.FAILED, finished_at=now, reason="it is not in the protocol")
             continue
-        bound, signature = (draft.session, draft.sequence, draft.args), signer.sign(body)
-        rows.append((draft.key, *bound, CommandStatus.SENT, body, signature, signer.key_id, now))
-        envelope = protocol.envelope(body, signature, signer.key_id)
+        signature = signer.sign(body)
+        rows.append(
+            (draft.key, draft.session, draft.sequence, draft.args, CommandStatus.SENT, body, signature, key_id, now)
+        )
+        envelope = _JSON(**protocol.envelope(body, signature, key_id))
         state = protocol.CYCLING if verb == Verb.CYCLE and not draft.args.get("warn_s") else ""
         keys = (draft.client, draft.session, draft.order, draft.key)
-        signed.append(Signed(*keys, draft.sequence, signer.key_id, state, envelope))
+        signed.append(Signed(*keys, draft.sequence, key_id, state, envelope))
     columns = ["session", "sequence", "args", "status", "envelope", "signature", "key_id", "sent_at"]
     update_rows(Command, columns, rows, status=CommandStatus.QUEUED)
     return signed
@@ -264,7 +300,7 @@ class _Scribe:
 
     def __init__(self, verb: str, now_ms: int) -> None:
         self._verb, self._now_ms = verb, now_ms
-        self._ends = dict[tuple[int, datetime, int], tuple[dict[str, Any], str]]()
+        self._ends = dict[tuple[int, float, int], tuple[dict[str, Any], str]]()
 
     def __call__(self, draft: Draft) -> bytes:
         """ValueError for a command that is not in the protocol."""
@@ -292,6 +328,6 @@ class _Scribe:
             verb=self._verb,
             args=relays.permitted(draft.args) if self._verb == Verb.RELAY else draft.args,
             not_before_ms=self._now_ms - EARLY_MS,
-            expires_ms=round(draft.expires_at.timestamp() * 1000),
+            expires_ms=round(draft.expires_at * 1000),
         )
         return protocol.encode(command, version).decode()

@@ -84,13 +84,13 @@ def _steps(what: str, commands: Collection[Step]) -> None:
             log.debug("%s", what, extra=logs.told(**step._asdict()))
 
 
-def signed(verb: str, orders: Iterable[UUID]) -> None:
+def signed(verb: str, orders: Iterable[str]) -> None:
     """A group was signed; ``orders`` are those of its commands, one by one."""
     for order, number in Counter(orders).items():
         log.info("%d signed: %s", number, verb, extra=logs.told(order=order))
 
 
-def hopeless(status: CommandStatus, why: str, orders: Iterable[UUID]) -> None:
+def hopeless(status: CommandStatus, why: str, orders: Iterable[str]) -> None:
     """Commands of ``orders`` ended before they could be sent."""
     for order, number in Counter(orders).items():
         logs.once_committed(log.warning, "%d %s: %s", number, status.value, why, order=order)

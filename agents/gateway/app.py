@@ -1,7 +1,6 @@
 """The gateway's routes and its life: what arrives is checked here, decided in ``agents`` and answered after it is durable."""
 
 import asyncio
-import json
 import logging
 import time
 import uuid
@@ -11,6 +10,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+import orjson
 import redis.asyncio as aioredis
 from django.conf import settings
 from django.utils import timezone
@@ -113,13 +113,13 @@ class Gateway:
 
     def _nudged(self, data: bytes) -> None:
         try:
-            nudge = json.loads(data)
+            nudge = orjson.loads(data)
             handed = [Handed.of(told) for told in nudge.get("commands", ())]
             sessions = {uuid.UUID(session) for session in nudge.get("cut_off", ())}
             wake = nudge.get("wake")
             if not nudge.keys() & {"commands", "cut_off", "wake"}:
                 raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             log.error("A nudge that is none was published on %s: %r", CHANNEL, data[:100])
             return
         self.parking.forget(sessions)

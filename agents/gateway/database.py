@@ -29,7 +29,7 @@ CROWD, CROWDED_S = (
     0.2,
 )  # after so many of them: where hundreds come, the few that come at once cost as much as all of the next moment
 # Where somebody waits for hundreds of clients to begin, what has been done comes after that: so long after the last that began, at the most.
-AFTER_S, PATIENCE_S = 0.3, 5.0
+AFTER_S, PATIENCE_S = 0.3, 8.0
 
 
 class Lane:

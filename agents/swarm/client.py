@@ -1,7 +1,6 @@
 """One client of a swarm: boots as an initrd does, then lives as the daemon does."""
 
 import asyncio
-import json
 import time
 import uuid
 from contextlib import suppress
@@ -9,6 +8,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlencode
 
+import orjson
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -283,7 +283,7 @@ def _believe(public: bytes, message: bytes, signature: bytes) -> bool:
 
 def _json(content: bytes) -> dict[str, Any]:
     with suppress(ValueError):
-        found = json.loads(content)
+        found = orjson.loads(content)
         if isinstance(found, dict):
             return found
     return {}

@@ -1,10 +1,11 @@
 """One keep-alive connection of one client: HTTP/1.1 as the daemon's http.client speaks it, in as little memory and time as ten thousand need."""
 
 import asyncio
-import json
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, cast
+
+import orjson
 
 PATIENCE_S = 90.0  # longer than a parked poll is held
 _MOST_BYTES = 1 << 20
@@ -40,7 +41,7 @@ class Wire:
     async def ask(self, method: str, path: str, body: bytes | dict[str, Any] = b"") -> tuple[int, bytes]:
         """Status and body; Away for any status but 200 and 204, and for silence."""
         try:
-            answer = await self._exchange(method, path, json.dumps(body).encode() if isinstance(body, dict) else body)
+            answer = await self._exchange(method, path, orjson.dumps(body) if isinstance(body, dict) else body)
         except (OSError, EOFError, ValueError, TimeoutError) as error:
             self.close()
             raise Away(f"{method} {path.partition('?')[0]}: {type(error).__name__}") from None

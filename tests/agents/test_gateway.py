@@ -174,10 +174,10 @@ def nudge(command: Command) -> None:
     """As the sender does when it has signed it."""
     command.refresh_from_db()
     body, signature = bytes(command.envelope), bytes(command.signature)
-    envelope = protocol.envelope(body, signature, command.key_id)
+    envelope = json.dumps(protocol.envelope(body, signature, command.key_id))
     assert command.sequence
-    keys = (command.client_id, command.session_id, command.order_id, command.pk)
-    sending.nudge([sending.Signed(*keys, command.sequence, command.key_id, "", envelope)])
+    client, session, order, key = map(str, (command.client_id, command.session_id, command.order_id, command.pk))
+    sending.nudge([sending.Signed(client, session, order, key, command.sequence, command.key_id, "", envelope)])
 
 
 def test_a_nudge_wakes_the_parked_poll_and_only_that(patient_room: Room) -> None:
