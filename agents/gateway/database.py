@@ -43,6 +43,7 @@ class Lane:
         self._asked = asyncio.Event()
         self._again: dict[Any, float] = {}  # when a function may be asked again, by the loop's clock
         self._rush = (0.0, 0.0)  # since when many are to be answered at once, and the last time that it was so
+        self._rushes = False  # they are being answered
 
     def ask(self, group: Group[Item, T], item: Item, urgency: int = IN_TURN) -> "asyncio.Future[T]":
         """What ``group`` will have for ``item``, or its exception."""
@@ -78,6 +79,8 @@ class Lane:
                 )
             except Exception as error:  # the database is away: nothing was done for any of them
                 outcomes = [error] * len(members)
+            if self._rushes:  # those who began meanwhile are about to say so
+                self._rush = (self._rush[0], loop.time())
             for (_, future), outcome in zip(members, outcomes, strict=True):
                 if future is None or future.done():
                     continue
@@ -109,7 +112,8 @@ class Lane:
                     groups[group] = members[MOST:]  # behind the others
                 if group is not each:
                     self._again[group] = now + max(pace_s, CROWDED_S * (len(members) >= CROWD))
-                if urgency == AT_ONCE and len(members) >= MANY:
+                self._rushes = urgency == AT_ONCE and len(members) >= MANY
+                if self._rushes:
                     self._rush = (began if now < last + AFTER_S else now, now)
                 return (group, members[:MOST]), None
         return None, None if soonest is None else soonest - now
