@@ -41,10 +41,10 @@ class Hints:
         self._kept: dict[str, tuple[bytes, float]] = {}
         self.listener: Callable[[bytes], None] | None = None
 
-    def publish(self, channel: str, data: str) -> None:
+    def publish(self, channel: str, data: bytes) -> None:
         self._answer()
         if self.listener is not None and not self.deaf:
-            self.listener(data.encode())
+            self.listener(data)
 
     def get(self, name: str) -> bytes | None:
         self._answer()
