@@ -23,7 +23,7 @@ CGROUP = "/sys/fs/cgroup"
 HOLD = CGROUP + "/system.slice/system-getty.slice/cgroup.freeze"
 HELD = "/run/fleet/held"
 SESSIONS = "/run/systemd/sessions"
-KILL_S, LOGIN_S = 5.0, 30.0
+KILL_S, LOGIN_S = 15.0, 30.0
 OWNS_NOTHING = 2**32 - 2  # the highest uid there is
 
 
