@@ -1,4 +1,4 @@
-"""The sender's own book: what was signed when, and which heads of the audit log it saw.
+"""The sender's own book: what was signed when, the last number it gave a command, and which heads of the audit log it saw.
 
 A SQLite file that only the sender's user may open (FLEET_SENDER_BOOK). The web process can write whatever it likes into the database, and take
 out of it what the sender signed; it cannot make the sender forget. Times are this host's, in seconds since 1970.
@@ -19,6 +19,7 @@ KEPT_S = 24 * 3600.0
 _TABLES = """
 CREATE TABLE IF NOT EXISTS signed (at REAL NOT NULL, site INTEGER NOT NULL, verb TEXT NOT NULL, number INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS signed_when ON signed (at);
+CREATE TABLE IF NOT EXISTS numbers (last INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS heads (chain TEXT PRIMARY KEY, sequence INTEGER NOT NULL, digest TEXT NOT NULL);
 """
 
@@ -57,11 +58,26 @@ class Book:
         query = f"SELECT COALESCE(SUM(number), 0) FROM signed WHERE verb = ? AND at > ? {where}"  # noqa: S608 - constants
         return int(self._connection.execute(query, (verb, time.time() - MINUTE_S, *values)).fetchone()[0])
 
-    def note(self, verb: str, site: int, number: int) -> None:
-        """Write down that so many are signed now. Durable when it returns, and so before any signature exists."""
+    def note(self, verb: str, site: int, number: int) -> int:
+        """Write down that so many are signed now. Durable when it returns, and so before any signature exists.
+
+        Returns the first of as many numbers for them, which nobody ever had: milliseconds since 1970, or what follows the last. So they
+        rise also where this book, or the database, was lost or restored from a copy.
+        """
         now = time.time()
-        self._connection.execute("DELETE FROM signed WHERE at < ?", (now - KEPT_S,))
-        self._connection.execute("INSERT INTO signed VALUES (?, ?, ?, ?)", (now, site, verb, number))
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            (last,) = self._connection.execute("SELECT COALESCE(MAX(last), 0) FROM numbers").fetchone()
+            first = max(int(last) + 1, round(now * 1000))
+            self._connection.execute("DELETE FROM numbers")
+            self._connection.execute("INSERT INTO numbers VALUES (?)", (first + number - 1,))
+            self._connection.execute("DELETE FROM signed WHERE at < ?", (now - KEPT_S,))
+            self._connection.execute("INSERT INTO signed VALUES (?, ?, ?, ?)", (now, site, verb, number))
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+        return first
 
     def saw_head(self, chain: str, sequence: int, digest: str) -> None:
         """Remember how far a chain of the audit log had come. An older head never replaces a younger one."""

@@ -47,8 +47,8 @@ def candidates(waiting: QuerySet[Command], most: int) -> Sequence[Candidate]:
     return [Candidate(*row) for row in rows.values_list("pk", "order__beyond_cap")[:most]]
 
 
-def granted(book: Book, site: int, verb: str, group: Sequence[Candidate]) -> Sequence[UUID]:
-    """Which of a ``group`` of candidates, of one site and verb, may be signed now."""
+def granted(book: Book, site: int, verb: str, group: Sequence[Candidate], *, signing: int = 0) -> Sequence[UUID]:
+    """Which of a ``group`` of candidates, of one site and verb, may be signed now, while so many others are being signed."""
     room = max(0, settings.CEILING[verb] - book.signed(verb))
     beyond = [one.key for one in group if one.beyond_cap][:room]
     room -= len(beyond)
@@ -56,7 +56,7 @@ def granted(book: Book, site: int, verb: str, group: Sequence[Candidate]) -> Seq
         if cap.per_minute:
             room = min(room, cap.per_minute - book.signed(verb, site) - len(beyond))
         if cap.at_once:
-            room = min(room, cap.at_once - under_way(site, verb) - len(beyond))
+            room = min(room, cap.at_once - signing - under_way(site, verb) - len(beyond))
     return [*beyond, *[one.key for one in group if not one.beyond_cap][: max(0, room)]]
 
 

@@ -21,7 +21,7 @@ from agents.daemon import protocol
 from agents.models import BootSession, Command, CommandStatus, Verb
 from agents.observing import observe
 from fleet import audit
-from fleet.epoch import Epoch
+from fleet.columns import Epoch, Text
 from fleet.exceptions import WrongState
 from fleet.models import AuditEntry, Client, ClientState
 from fleet.rows import update_rows
@@ -87,8 +87,8 @@ class _Standing:
     client: UUID
     verb: str
     status: str
-    order: UUID
-    session: UUID | None
+    order: str
+    session: str | None
     sent_at: float | None  # in seconds since 1970
     args: dict[str, Any] = field(default_factory=dict)
     ends: End | None = None
@@ -105,21 +105,22 @@ def take_reports(told: Sequence[Told]) -> list[list[str]]:
     """Apply the reports of many clients; for each "" when taken, else why not. A command of another client is not touched."""
     keys = {report["command"] for one in told for report in one.reports}
     rows = Command.objects.select_for_update(no_key=True).filter(pk__among=keys).order_by("pk")
-    columns: list[str | Combinable] = ["pk", "client", "verb", "status", "order", "session", Epoch("sent_at")]
+    columns: list[str | Combinable] = [Text("pk"), "client", "verb", "status", Text("order"), Text("session")]
+    columns.append(Epoch("sent_at"))
     if any(report["state"] != protocol.ACCEPTED for one in told for report in one.reports):
         columns.append("args")  # which nobody need read of thousands that begin
     standing = {row[0]: _Standing(*row[1:]) for row in rows.values_list(*columns)}
-    accepted: list[UUID] = []
-    acting: dict[UUID, datetime] = {}
+    accepted: list[str] = []
+    acting: dict[str, datetime] = {}
     strange: list[tuple[UUID, str]] = []
     answers: list[list[str]] = []
     for client, reports in told:
         answers.append([])
         for report in reports:
-            key = UUID(report["command"])
+            key = report["command"]
             command = standing.get(key)
             if command is None or command.client != client:
-                strange.append((client, str(key)))
+                strange.append((client, key))
                 answers[-1].append("not a command of this client")
                 continue
             was = command.status
@@ -131,13 +132,13 @@ def take_reports(told: Sequence[Told]) -> list[list[str]]:
                 acting[key] = min(acts_at, timezone.now() + LONGEST_WARNING)
     _accept(accepted, standing)
     update_rows(Command, ["acts_at"], acting.items())
-    _end_all({key: command.ends for key, command in standing.items() if command.ends})
+    _end_all({UUID(key): command.ends for key, command in standing.items() if command.ends})
     _doubt({key: command.doubt for key, command in standing.items() if command.doubt})
     _write_down(strange)
     return answers
 
 
-def _take(key: UUID, command: _Standing, report: Mapping[str, Any]) -> str:
+def _take(key: str, command: _Standing, report: Mapping[str, Any]) -> str:
     """What a report of its own client makes of a command; "" when taken, else why not."""
     if command.status == CommandStatus.QUEUED:
         return "the command was not sent yet"
@@ -166,17 +167,17 @@ def _believed(command: _Standing) -> bool:
     return command.verb == Verb.POWEROFF and command.status == CommandStatus.SUCCEEDED
 
 
-def _doubt(doubted: Mapping[UUID, str]) -> None:
+def _doubt(doubted: Mapping[str, str]) -> None:
     """Clients say that they have not powered down, of which that was believed: said on the board, and written down once."""
     for key, why in doubted.items():
         command = _whole(key)
-        if AuditEntry.objects.filter(action="command.doubted", subject_id=str(key)).exists():
+        if AuditEntry.objects.filter(action="command.doubted", subject_id=key).exists():
             continue
         observe(command.client, ClientState(command.client.state), trouble=f"It did not power down: {why}"[:400])
         audit.record("command.doubted", command, site=command.order.site, actor="gateway", why=why)
 
 
-def _ended(key: UUID, command: _Standing, report: Mapping[str, Any]) -> End | None:
+def _ended(key: str, command: _Standing, report: Mapping[str, Any]) -> End | None:
     """How a command ends by the word of its client; None where that is no proof."""
     state, reason = report["state"], report["reason"]
     if state == protocol.REFUSED:
@@ -205,12 +206,12 @@ def _judge_cycle(home_digest: str, result: dict[str, Any]) -> End:
     return End(CommandStatus.FAILED, "the restored home has another digest than its template", result)
 
 
-def _whole(key: UUID) -> Command:
+def _whole(key: str) -> Command:
     rows = Command.objects.select_related("order__site", "order__ordered_by", "client", "session__client_class")
     return rows.get(pk=key)
 
 
-def _accept(keys: Sequence[UUID], standing: Mapping[UUID, _Standing]) -> None:
+def _accept(keys: Sequence[str], standing: Mapping[str, _Standing]) -> None:
     if not keys:
         return
     at = timezone.now()

@@ -55,7 +55,6 @@ NOT_WEB = {
         "key_id",
         "sent_at",
     ),
-    "fleet.Client": ("sequence",),
 }
 # A command is born waiting and unsigned: only the sender makes anything else of it.
 UNSIGNED = "status = 'queued' AND sequence IS NULL AND envelope = '' AND signature = '' AND key_id = ''"
@@ -89,7 +88,7 @@ OTHERS: dict[str, dict[str, Rights]] = {
         ),
         "agents.Wake": Rights(insert=True, update=("rounds", "next_at", "dealt", "sent_at", "trouble")),
         "agents.Wake_relays": APPEND,
-        "fleet.Client": Rights(update=("sequence",)),
+        "fleet.Client": Rights(update=("last_seen",)),  # to lock those that it wakes
         "fleet.AuditEntry": APPEND,
         "fleet.AuditHead": GROW,
         "fleet.AuditCheckpoint": APPEND,

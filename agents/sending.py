@@ -8,7 +8,7 @@ next one signs the same commands under new numbers.
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -27,10 +27,10 @@ from agents.daemon import protocol
 from agents.models import Command, CommandStatus, Order, SessionStatus, Verb
 from agents.power import relays
 from fleet import audit
-from fleet.epoch import Epoch
+from fleet.columns import Epoch, Text
 from fleet.exceptions import SiteError
-from fleet.models import Client
-from fleet.rows import count_up, update_rows
+from fleet.overlap import Overlap
+from fleet.rows import update_rows
 from fleet.signing import Signer
 from images import homes
 from images.models import HomeTemplate, Release
@@ -40,7 +40,7 @@ CHANNEL = "fleet.nudge"
 # Commands signed in one go. A large group costs less of each; but the first of ten thousand should be on their way soon, and the last not
 # all begin at once. So groups grow, and shrink again at the end.
 FIRST_GROUP, GROUP = 250, 1000
-AHEAD = 10 * GROUP  # looked up at once; each group is asked again whether it may still be signed
+AHEAD = 10 * GROUP  # looked up at once, but for the first; each group is asked again whether it may still be signed
 EARLY_MS = 1000  # a client's idea of the server's time may be so much behind
 
 
@@ -79,36 +79,47 @@ def send(waiting: QuerySet[Command]) -> int:
     One that has nobody to go to ends here, with the reason. Raises SiteError without the key or the book.
     """
     _signer()
-    sent = 0
     queued = waiting.filter(status=CommandStatus.QUEUED)
-    for site, verb in queued.order_by().values_list("order__site", "verb").distinct():
-        mine = queued.filter(order__site=site, verb=verb)
-        number: int | None = 0
-        size = FIRST_GROUP
-        while number is not None and (ahead := caps.candidates(mine, AHEAD)):
-            while ahead and (number := _send_group(site, verb, ahead[:size])) is not None:
-                sent += number
-                ahead = ahead[size:]
-                size = min(2 * size, GROUP, max(FIRST_GROUP, len(ahead) // 2))
-    return sent
+    return sum(
+        _send_all(site, verb, queued.filter(order__site=site, verb=verb))
+        for site, verb in queued.order_by().values_list("order__site", "verb").distinct()
+    )
 
 
-def _send_group(site: int, verb: str, group: Sequence[caps.Candidate]) -> int | None:
-    """What may be sent now of a group of one site and verb; how many were, None when none may be."""
-    with Book.at(settings.SENDER_BOOK) as book:
-        if freezing.standing(site):
-            return None
-        keys = caps.granted(book, site, verb, group)
-        if not keys:
-            return None
-        # Before anything else: what is written here and never signed costs a little patience, the other way round a cap.
-        book.note(verb, site, len(keys))
-        if verb == Verb.WAKE:  # nothing for its client to obey: others carry it out
-            return waking.send(keys, _signer())
-        ready = _prepare(verb, keys)
-        if not ready:
-            return 0
-        signed = _sign(verb, ready)
+def _send_all(site: int, verb: str, waiting: QuerySet[Command]) -> int:
+    """Those of one site and verb, group by group: one is signed while the next is prepared. How many were sent."""
+    size = most = FIRST_GROUP
+    signing = frozenset[UUID]()
+    with Book.at(settings.SENDER_BOOK) as book, Overlap[int]() as signer:
+        while ahead := [one for one in caps.candidates(waiting, most) if one.key not in signing]:
+            more, most = len(ahead) == most, AHEAD
+            while ahead and not freezing.standing(site):
+                now = min(size, max(FIRST_GROUP, len(ahead) // 2))
+                keys = caps.granted(book, site, verb, ahead[:now], signing=len(signing) if signer.busy else 0)
+                if not keys and signer.busy:  # which may have been counted twice
+                    signer.wait()
+                    continue
+                if not keys:
+                    break
+                # Before anything else: what is written here and never signed costs a little patience, the other way round a cap.
+                first = book.note(verb, site, len(keys))
+                ahead, size = ahead[now:], min(2 * size, GROUP)
+                if verb == Verb.WAKE:  # nothing for its client to obey: others carry it out
+                    signer.do(waking.send, keys, _signer())
+                elif ready := _prepare(verb, keys, first):
+                    do = signer.do_meanwhile if ahead or more else signer.do
+                    do(_sign_and_hand_over, site, verb, ready)
+                    signing = frozenset(keys)
+            if ahead:
+                break
+    return sum(signer.outcomes)
+
+
+def _sign_and_hand_over(site: int, verb: str, ready: Sequence["Draft"]) -> int:
+    """How many: none where signing was frozen meanwhile, so that a freeze need not wait for what is prepared."""
+    if freezing.standing(site):
+        return 0
+    signed = _sign(verb, ready)
     telling.signed(verb, (draft.order for draft in ready))
     nudge(signed)
     return len(ready)
@@ -142,49 +153,26 @@ class Draft:
     client: str
     order: str
     expires_at: float
-    session: str
+    session: str | None  # with what follows, None for a client that is not connected
     boot: str
     protocol: int
     release: int | None
-    args: dict[str, Any]
+    args: dict[str, Any] = field(default_factory=dict)
     sequence: int = 0
-
-    @classmethod
-    def of(
-        cls,
-        key: UUID,
-        client: UUID,
-        order: UUID,
-        expires_at: float,
-        session: UUID | None,
-        boot: UUID | None,
-        *others: Any,
-    ) -> "Draft":
-        """From the columns that ``_prepare`` reads, ``session`` and what follows None for a client that is not connected."""
-        protocol, release, args = (*others, {})[:3]
-        return cls(
-            str(key), str(client), str(order), expires_at, str(session or ""), str(boot), protocol, release, args
-        )
 
 
 @transaction.atomic
-def _prepare(verb: str, keys: Sequence[UUID]) -> list[Draft]:
-    """Number the commands, bind each to its client's present boot, and write them down. Those that cannot be sent end."""
+def _prepare(verb: str, keys: Sequence[UUID], first: int) -> list[Draft]:
+    """Number the commands from ``first`` on, bind each to its client's present boot, and write them down. Those that cannot be sent end."""
     # Asked again: somebody may have paused a campaign, or taken commands back, since they were looked up.
     queued = Command.objects.filter(pk__among=keys, status=CommandStatus.QUEUED).order_by()
     opened = FilteredRelation("client__sessions", condition=Q(client__sessions__status=SessionStatus.OPEN))
     queued = queued.exclude(caps.UNAPPROVED).exclude(caps.PAUSED).annotate(opened=opened)
-    columns: list[str | Combinable] = [
-        "pk",
-        "client",
-        "order",
-        Epoch("expires_at"),
-        "opened__pk",
-        "opened__boot_id",
-        "opened__protocol",
-    ]
-    columns += ["opened__release", *(["args"] if verb == Verb.RELAY else [])]  # others have none of their own
-    drafts = [Draft.of(*row) for row in queued.values_list(*columns)]
+    columns: list[str | Combinable] = [Text("pk"), Text("client"), Text("order"), Epoch("expires_at")]
+    columns += [Text("opened__pk"), Text("opened__boot_id"), "opened__protocol", "opened__release"]
+    if verb == Verb.RELAY:  # others have no arguments of their own
+        columns.append("args")
+    drafts = [Draft(*row) for row in queued.values_list(*columns)]
     found = Order.objects.select_related("site").in_bulk(map(UUID, {draft.order for draft in drafts}))
     orders = {str(pk): order for pk, order in found.items()}
     releases = Release.objects.select_related("home", "version").in_bulk({draft.release for draft in drafts} - {None})
@@ -201,11 +189,8 @@ def _prepare(verb: str, keys: Sequence[UUID]) -> list[Draft]:
             hopeless[CommandStatus.FAILED, why].append(draft)
         else:
             ready.append(draft)
-    # A number is used up here, also where the sender dies before it signs: no two envelopes of a client ever have the same.
-    # Clients are locked before commands, as everywhere, or two of us would wait for each other.
-    numbers = count_up(Client, "sequence", [draft.client for draft in ready]) if ready else {}
-    for draft in ready:
-        draft.sequence = numbers[draft.client]
+    for number, draft in enumerate(ready, first):
+        draft.sequence = number
     for (status, why), ended in hopeless.items():
         still = Command.objects.filter(pk__among=[draft.key for draft in ended], status=CommandStatus.QUEUED)
         still.update(status=status, finished_at=now, reason=why)
@@ -288,7 +273,7 @@ def _sign(verb: str, ready: Iterable[Draft]) -> list[Signed]:
         )
         envelope = _JSON(**protocol.envelope(body, signature, key_id))
         state = protocol.CYCLING if verb == Verb.CYCLE and not draft.args.get("warn_s") else ""
-        keys = (draft.client, draft.session, draft.order, draft.key)
+        keys = (draft.client, draft.session or "", draft.order, draft.key)
         signed.append(Signed(*keys, draft.sequence, key_id, state, envelope))
     columns = ["session", "sequence", "args", "status", "envelope", "signature", "key_id", "sent_at"]
     update_rows(Command, columns, rows, status=CommandStatus.QUEUED)

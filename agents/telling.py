@@ -64,8 +64,8 @@ class Step(NamedTuple):
 
     order: UUID | str
     command: UUID | str
-    client: UUID
-    session: UUID | None
+    client: UUID | str
+    session: UUID | str | None
 
 
 def delivered(commands: Collection[Step]) -> None:

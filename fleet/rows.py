@@ -98,27 +98,6 @@ def _update(
     return statement, [*said, *given, *fixed]
 
 
-def count_up(model: type[models.Model], column: str, keys: Iterable[Any]) -> dict[str, int]:
-    """Add one to ``column`` of the rows with these keys, which are locked in their order; what that makes, by the key as text."""
-    key, counted = model._meta.pk, model._meta.get_field(column)
-    assert key is not None
-    quote = connection.ops.quote_name
-    table, pk, number = (quote(str(name)) for name in (model._meta.db_table, key.column, counted.column))  # type: ignore[union-attr]
-    rows = model._base_manager.filter(pk__among=list(keys)).order_by("pk").values("pk")
-    with connection.cursor() as cursor:
-        if connection.vendor == "sqlite":
-            query, parameters = rows.order_by().query.sql_with_params()
-            statement = f"UPDATE {table} SET {number} = {number} + 1 WHERE {pk} IN ({query}) RETURNING {pk}, {number}"  # noqa: S608
-        else:
-            query, parameters = rows.select_for_update(no_key=True).query.sql_with_params()
-            statement = (
-                f"WITH locked AS ({query}) UPDATE {table} SET {number} = {number} + 1 FROM locked "  # noqa: S608 - names of columns
-                f"WHERE {table}.{pk} = locked.pk RETURNING {table}.{pk}, {number}"
-            )
-        cursor.execute(statement, parameters)
-        return {str(key.to_python(pk)): number for pk, number in cursor.fetchall()}
-
-
 _PLAIN = {"UUIDField", "AutoField", "BigAutoField", "IntegerField", "BigIntegerField", "PositiveBigIntegerField"}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from django.db.models import F, Prefetch, Q
+from django.db.models import OuterRef, Prefetch, Q, Subquery
 from django.urls import NoReverseMatch, reverse
 
 from agents import freezing
@@ -91,9 +91,11 @@ def _tiles(site: Site, clients: list[Client], open_commands: list[Command], offe
         command.client_id: Doing(command.verb, command.get_verb_display(), command.get_status_display().lower())
         for command in open_commands
     }
+    sent = Command.objects.filter(client=OuterRef("pk"), sequence__isnull=False).order_by("-sequence")
+    newest = Client.objects.filter(site=site).annotate(newest=Subquery(sent.values("pk")[:1]))
     last = {
         command.client_id: command
-        for command in Command.objects.filter(client__site=site, sequence=F("client__sequence"))
+        for command in Command.objects.filter(pk__in=newest.values("newest"))
         .select_related("order__ordered_by")
         .defer("envelope", "signature", "result", "args")
     }

@@ -151,7 +151,7 @@ def authenticate(
             raise Refused("bad-signature")
         body = b64decode(wrapped["envelope"], validate=True)
         signature = b64decode(wrapped["signature"], validate=True)
-        fields = json.loads(body)
+        fields = json.loads(body.decode())
         claimed = fields["command"] if name(fields["command"]) else ""
     except (KeyError, TypeError, ValueError, RecursionError):
         raise Refused("bad-signature") from None

@@ -253,5 +253,5 @@ def _metrics(request: Request) -> Answer:
 
 def _redis() -> aioredis.Redis:
     return aioredis.Redis.from_url(
-        settings.REDIS_URL, socket_timeout=REDIS_PATIENCE_S, socket_connect_timeout=REDIS_PATIENCE_S
+        settings.REDIS_URL, socket_timeout=REDIS_PATIENCE_S, socket_connect_timeout=REDIS_PATIENCE_S, protocol=2
     )

@@ -18,7 +18,7 @@ from agents import attendance, delivering, evidence, holds, metrics, telling, tw
 from agents.daemon import protocol
 from agents.gateway import captures
 from agents.gateway.database import AT_ONCE, IN_TURN, Database
-from agents.gateway.http import Answer, Handled, Later, Problem, Request
+from agents.gateway.http import JSON, Answer, Handled, Later, Problem, Request
 from agents.gateway.parking import Attendant, Parking, Poll
 from agents.models import BootSession, SessionStatus
 from agents.signing import ids, public_keys
@@ -31,10 +31,10 @@ NEXT, CAPTURE = "/agent/v1/next", "/agent/v1/capture"
 MOST_REPORTS = 50
 _NONCE = re.compile(r"[0-9A-Za-z_-]{8,64}").fullmatch
 _BEARER = re.compile(r"[Bb]earer ([0-9a-f]{64})").fullmatch
-_COMMAND = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 YOUNGER = "A younger session of this client exists."
 AWAY = Problem(503, "The database is away.", Retry_After="1")
-_JSON = {"Content-Type": "application/json"}
+_HANDED = ("", *protocol.STATES)
 
 
 class Handed(NamedTuple):
@@ -43,8 +43,8 @@ class Handed(NamedTuple):
     ``state`` is what its client is in from the acceptance on, "" where that makes no difference.
     """
 
-    client: UUID
-    session: UUID
+    client: str
+    session: str
     order: str
     command: str
     sequence: int
@@ -55,11 +55,12 @@ class Handed(NamedTuple):
     @classmethod
     def of(cls, told: Any) -> "Handed":
         """From a nudge. ValueError, TypeError or AttributeError for what is none."""
-        client, session, order, command, sequence, key, state, envelope = told
-        texts = (order, command, key, state, envelope)
-        if type(sequence) is not int or set(map(type, texts)) != {str} or state not in ("", *protocol.STATES):
+        one = cls(*told)
+        if not (type(one.sequence) is int and one.state in _HANDED and _ID(one.client) and _ID(one.session)):
             raise ValueError
-        return cls(UUID(client), UUID(session), order, command, sequence, key, state, envelope)
+        if not type(one.order) is type(one.command) is type(one.key) is type(one.envelope) is str:
+            raise ValueError
+        return one
 
 
 class Daemons:
@@ -150,7 +151,7 @@ class Daemons:
         )
         signer = session_signer()
         signature = base64.b64encode(signer.sign(answer.body)).decode()
-        answer.headers["Fleet-Signature"] = f"{signer.key_id}:{signature}"
+        answer.headers = {**answer.headers, "Fleet-Signature": f"{signer.key_id}:{signature}"}
         return answer
 
     async def bye(self, request: Request) -> Answer:
@@ -193,16 +194,18 @@ class Daemons:
         """
         now_ms, unsure, steps = _now_ms(), list[Poll](), list[telling.Step]()
         for one in commands:
-            for poll in self.parking.wake((one.client,)):
-                attendant = poll.attendant
-                known = one.key in attendant.keys.split()
-                if attendant.session != one.session or one.sequence <= poll.cursor or not known:
-                    unsure.append(poll)
-                    continue
-                attendant.given = (one.command, one.state) if one.state else None
-                body = f'{{"commands": [{one.envelope}], "server_time_ms": {now_ms}}}'
-                poll.line.answer(Answer(200, body.encode(), _JSON))
-                steps.append(telling.Step(one.order, one.command, one.client, one.session))
+            poll = self.parking.call(one.client)
+            if poll is None:
+                continue
+            attendant = poll.attendant
+            known = one.key in attendant.keys.split()
+            if attendant.names[1] != one.session or one.sequence <= poll.cursor or not known:
+                unsure.append(poll)
+                continue
+            attendant.given = (one.command, one.state) if one.state else None
+            body = f'{{"commands": [{one.envelope}], "server_time_ms": {now_ms}}}'
+            poll.line.answer(Answer(200, body.encode(), JSON))
+            steps.append(telling.Step(one.order, one.command, one.client, one.session))
         metrics.polled("delivered", len(steps))
         metrics.answered(NEXT, 200, len(steps))
         telling.delivered(steps)
@@ -407,7 +410,7 @@ def _is_report(report: Any) -> bool:
     return (
         isinstance(report, dict)
         and isinstance(report.get("command"), str)
-        and _COMMAND(report["command"]) is not None
+        and _ID(report["command"]) is not None
         and report.get("state") in protocol.REPORTS
         and isinstance(report.get("reason"), str)
         and len(report["reason"]) <= 300

@@ -5,7 +5,9 @@ import json
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
@@ -13,6 +15,7 @@ import orjson
 
 BODY_LIMIT = 64 * 1024  # an honest report has a few hundred bytes
 UPLOAD_AHEAD = 1 << 20  # bytes of an upload that may have come and not been taken
+JSON = MappingProxyType({"Content-Type": "application/json"})  # of all whose answer has no other header
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
@@ -29,7 +32,7 @@ class Problem(Exception):
 class Answer:
     status: int = 200
     body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def text(cls, text: str, status: int = 200) -> "Answer":
@@ -37,7 +40,7 @@ class Answer:
 
     @classmethod
     def json(cls, content: object) -> "Answer":
-        return cls(200, orjson.dumps(content), {"Content-Type": "application/json"})
+        return cls(200, orjson.dumps(content), JSON)
 
     @classmethod
     def problem(cls, problem: Problem) -> "Answer":
@@ -47,6 +50,8 @@ class Answer:
 
     def encoded(self, *, head: bool = False, close: bool = False) -> bytes:
         """The bytes of the answer; without its body for ``head``."""
+        if self.headers is JSON and self.status == 200 and not close and not head:  # which most are
+            return b"%b%d\r\n\r\n%b" % (_json_start(int(time.time())), len(self.body), self.body)
         length = {} if self.status in (204, 304) else {"Content-Length": str(len(self.body))}
         start = start_of(self.status, {**self.headers, **length}, close=close)
         return start if head else start + self.body
@@ -65,17 +70,20 @@ _DAYS, _MONTHS = (
     ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"],
     ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"],
 )
-_said = (0, "")
 
 
+@lru_cache(maxsize=1)
 def _date(now: int) -> str:
     """HTTP's form of a time; the same for everybody who asks within a second."""
-    global _said
-    if _said[0] != now:
-        at = time.gmtime(now)
-        day = f"{_DAYS[at.tm_wday]}, {at.tm_mday:02} {_MONTHS[at.tm_mon - 1]} {at.tm_year}"
-        _said = (now, f"{day} {at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02} GMT")
-    return _said[1]
+    at = time.gmtime(now)
+    day = f"{_DAYS[at.tm_wday]}, {at.tm_mday:02} {_MONTHS[at.tm_mon - 1]} {at.tm_year}"
+    return f"{day} {at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02} GMT"
+
+
+@lru_cache(maxsize=1)
+def _json_start(now: int) -> bytes:
+    """The beginning of an answer in JSON, up to its length."""
+    return start_of(200, JSON).removesuffix(b"\r\n") + b"Content-Length: "
 
 
 class Line(Protocol):

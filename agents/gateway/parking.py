@@ -6,10 +6,9 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime
 
 from django.conf import settings
-from django.utils import timezone
 
 from agents.attendance import Said
 from agents.gateway.http import Line
@@ -24,7 +23,8 @@ IDLE_POLLS = 200  # a second, of all who have nothing to say: holds grow so that
 class Attendant:
     """A session this gateway has heard of, by the hash of its bearer.
 
-    ``keys`` are the ids of the command keys its daemon was told; ``state`` is what that said last, ``seen_at`` when it asked last.
+    ``keys`` are the ids of the command keys its daemon was told; ``state`` is what that said last, ``seen_at`` when it asked last, in seconds since 1970.
+    ``names`` are client and session as text, as the sender hands commands over.
     ``given`` is a command it was handed, and the state that its client is in as soon as that is accepted.
     """
 
@@ -37,7 +37,11 @@ class Attendant:
     forgotten: bool = False
     poll: "Poll | None" = None
     given: tuple[str, str] | None = None
-    seen_at: datetime = field(default_factory=timezone.now)
+    seen_at: float = field(default_factory=time.time)
+    names: tuple[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.names = str(self.client), str(self.session)
 
 
 @dataclass(slots=True, eq=False)
@@ -63,7 +67,7 @@ class Parking:
         self.by_bearer: dict[str, Attendant] = {}
         self.waiting: set[uuid.UUID] = set()
         self._ended = ended
-        self._by_client: dict[uuid.UUID, Attendant] = {}
+        self._by_client: dict[str, Attendant] = {}
         self._by_line: dict[Line, Poll] = {}
         self.closed = False
         self._seen: dict[uuid.UUID, Attendant] = {}
@@ -74,10 +78,10 @@ class Parking:
         if len(self.by_bearer) >= self.MOST:
             self._forget_silent()
         attendant = Attendant(bearer, session, client, sys.intern(keys))
-        older = self._by_client.get(client)
+        older = self._by_client.get(attendant.names[0])
         if older is not None and older.session != session:
             self.supersede(older)
-        self.by_bearer[bearer] = self._by_client[client] = attendant
+        self.by_bearer[bearer] = self._by_client[attendant.names[0]] = attendant
         return attendant
 
     def supersede(self, attendant: Attendant) -> None:
@@ -86,7 +90,7 @@ class Parking:
 
     def superseded_by(self, client: uuid.UUID) -> None:
         """A younger session of ``client`` begins: the present one's poll ends."""
-        if older := self._by_client.pop(client, None):
+        if older := self._by_client.pop(str(client), None):
             self.supersede(older)
 
     def forget(self, sessions: Collection[uuid.UUID]) -> None:
@@ -96,8 +100,7 @@ class Parking:
         for attendant in [attendant for attendant in self.by_bearer.values() if attendant.session in sessions]:
             del self.by_bearer[attendant.bearer]
             attendant.forgotten = True
-            if self._by_client.get(attendant.client) is attendant:
-                del self._by_client[attendant.client]
+            self._forget_client(attendant)
             self._seen.pop(attendant.session, None)
             self._end(attendant, "forgotten")
 
@@ -137,14 +140,15 @@ class Parking:
 
     def wake(self, clients: Iterable[uuid.UUID]) -> list[Poll]:
         """Commands wait for these: their parked polls, which are parked no more."""
-        woken = []
-        for client in clients:
-            attendant = self._by_client.get(client)
-            if attendant is not None and (poll := self._take(attendant)):
-                woken.append(poll)
-            else:
-                self.waiting.add(client)
-        return woken
+        return [poll for poll in map(self.call, map(str, clients)) if poll is not None]
+
+    def call(self, client: str) -> Poll | None:
+        """The same of one, by its id as text."""
+        attendant = self._by_client.get(client)
+        poll = self._take(attendant) if attendant is not None else None
+        if poll is None:
+            self.waiting.add(uuid.UUID(client))
+        return poll
 
     def lost(self, line: Line) -> None:
         """The line broke, so nobody waits there any more."""
@@ -170,7 +174,7 @@ class Parking:
     # --- presence ---------------------------------------------------------------------------------------------------
 
     def saw(self, attendant: Attendant) -> None:
-        attendant.seen_at = timezone.now()
+        attendant.seen_at = time.time()
         self._seen[attendant.session] = attendant
 
     def went(self, attendant: Attendant) -> None:
@@ -182,7 +186,11 @@ class Parking:
         """The sessions heard of since the last call, and those whose poll is parked now: a parked poll is presence. In parts of PART."""
         parked = {poll.attendant.session: poll.attendant for poll in self._by_line.values()}
         seen, self._seen = self._seen | parked, {}
-        said = [(session, Said(one.state, one.seen_at)) for session, one in seen.items() if not one.superseded]
+        said = [
+            (session, Said(one.state, datetime.fromtimestamp(one.seen_at, UTC)))
+            for session, one in seen.items()
+            if not one.superseded
+        ]
         return [dict(said[start : start + PART]) for start in range(0, len(said), PART)]
 
     def parked(self) -> int:
@@ -190,9 +198,12 @@ class Parking:
         return len(self._by_line)
 
     def _forget_silent(self) -> None:
-        late = timezone.now() - timedelta(hours=1)
+        late = time.time() - 3600
         for bearer, attendant in list(self.by_bearer.items()):
             if attendant.poll is None and attendant.seen_at < late:
                 del self.by_bearer[bearer]
-                if self._by_client.get(attendant.client) is attendant:
-                    del self._by_client[attendant.client]
+                self._forget_client(attendant)
+
+    def _forget_client(self, attendant: Attendant) -> None:
+        if self._by_client.get(attendant.names[0]) is attendant:
+            del self._by_client[attendant.names[0]]

@@ -59,15 +59,13 @@ class Wire:
             async with asyncio.timeout(PATIENCE_S):
                 _, pipe = await loop.create_connection(_Pipe, self._host, self._port)
             self._pipe = pipe
-        pipe.answer = loop.create_future()
+        answer = pipe.expect(loop)
         pipe.transport.write(
             f"{method} {path} HTTP/1.1\r\n{self.head}Content-Length: {len(content)}\r\n\r\n".encode() + content
         )
-        patience = loop.call_later(PATIENCE_S, pipe.fail, TimeoutError())
         try:
-            return await pipe.answer
+            return await answer
         finally:
-            patience.cancel()
             pipe.answer = None
 
     def interrupt(self) -> None:
@@ -92,22 +90,42 @@ class _Answer:
         self.retry_s = 0.0
         if self.status not in (200, 204):
             with suppress(ValueError):
-                self.retry_s = float(_header(head, b"retry-after"))
+                self.retry_s = float(_header(head.lower(), b"retry-after"))
 
 
 class _Pipe(asyncio.Protocol):
     """One connection, on which one question at a time is asked."""
 
-    __slots__ = ("_came", "answer", "transport")
+    __slots__ = ("_came", "_timer", "_until", "answer", "transport")
 
     def __init__(self) -> None:
         self._came = b""
+        self._timer: asyncio.TimerHandle | None = None
+        self._until = 0.0  # the answer is waited for, by the loop's clock
         self.answer: asyncio.Future[_Answer] | None = None
+
+    def expect(self, loop: asyncio.AbstractEventLoop) -> "asyncio.Future[_Answer]":
+        """The answer to what is asked next. A pipe has one timer, whatever it asks meanwhile: thousands need not set and cancel theirs."""
+        self.answer, self._until = loop.create_future(), loop.time() + PATIENCE_S
+        if self._timer is None:
+            self._timer = loop.call_at(self._until, self._late, loop)
+        return self.answer
+
+    def _late(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        if self.answer is None:
+            return
+        if loop.time() < self._until:
+            self._timer = loop.call_at(self._until, self._late, loop)
+        else:
+            self.fail(TimeoutError())
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self.fail(exc if isinstance(exc, OSError) else EOFError())
 
     def fail(self, error: Exception) -> None:
@@ -117,8 +135,9 @@ class _Pipe(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._came += data
         head, found, rest = self._came.partition(b"\r\n\r\n")
+        said = head.lower()
         try:
-            length = int(_header(head, b"content-length") or 0)
+            length = int(_header(said, b"content-length") or 0)
             if not found or (len(rest) < length <= _MOST_BYTES and len(head) <= _MOST_BYTES):
                 return
             if not head.startswith(b"HTTP/1.1 ") or not 0 <= length == len(rest):
@@ -129,13 +148,13 @@ class _Pipe(asyncio.Protocol):
             self.transport.close()
             return
         self._came = b""
-        if b"connection: close" in head.lower():
+        if b"connection: close" in said:
             self.transport.close()
         if self.answer is not None and not self.answer.done():
             self.answer.set_result(answer)
 
 
 def _header(head: bytes, name: bytes) -> bytes:
-    """The value of a header; b"" where there is none."""
-    _, _, rest = head.lower().partition(b"\r\n" + name + b":")
+    """The value of a header of a head in small letters; b"" where there is none."""
+    _, _, rest = head.partition(b"\r\n" + name + b":")
     return rest.partition(b"\r\n")[0].strip()

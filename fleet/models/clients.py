@@ -274,7 +274,6 @@ class Client(models.Model):
     memory_kib = models.PositiveBigIntegerField(null=True, editable=False)
     product = models.CharField(max_length=100, blank=True, editable=False)
     serial = models.CharField(max_length=100, blank=True, editable=False)
-    sequence = models.PositiveBigIntegerField(default=0, editable=False, help_text="Of the last command sent to it.")
     network = models.CharField(max_length=18, blank=True, editable=False, help_text="Its IPv4 network: 10.20.0.0/24.")
     hold_reason = models.CharField(max_length=100, blank=True, editable=False, help_text="Why it must be left alone.")
     hold_until = models.DateTimeField(null=True, editable=False)

@@ -1,23 +1,28 @@
 """Caps, the ceiling, second persons and the freeze: what the sender lets through, and that nothing lets more through."""
 
 import sqlite3
-from datetime import timedelta
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+import time_machine
 from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from agents import caps, freezing, services, tasks
+from agents import caps, freezing, sending, services, tasks
 from agents.book import Book
 from agents.models import Cap, Command, CommandStatus, Freeze, Order, Verb
 from fleet.exceptions import Forbidden, OperatorError, SiteError, WrongState
 from fleet.models import AuditEntry, Client
 from fleet.roles import Role
+from fleet.signing import Signer
 from tests.agents.boots import boot, make_release
-from tests.world import World, make_client, member, person
+from tests.services import celery_sends_to
+from tests.world import World, make_client, make_world, member, person
 
 
 @pytest.fixture
@@ -181,6 +186,19 @@ def test_the_book_counts_by_site_and_keeps_the_youngest_heads(tmp_path: Path) ->
         assert book.signed("cycle") == 7
 
 
+def test_numbers_rise_also_where_the_clock_goes_back_or_the_book_is_lost(tmp_path: Path) -> None:
+    with time_machine.travel(datetime(2026, 5, 1, tzinfo=UTC), tick=False) as clock:
+        with Book.at(tmp_path / "book") as book:
+            first = book.note("cycle", 1, 5)
+            assert book.note("restart", 2, 1) == first + 5
+        clock.shift(-3600)
+        with Book.at(tmp_path / "book") as book:
+            assert book.note("cycle", 1, 1) == first + 6
+        clock.shift(3601)
+        with Book.at(tmp_path / "another") as book:
+            assert book.note("cycle", 1, 1) > first + 6
+
+
 def test_while_a_site_is_frozen_nothing_of_it_is_signed_and_then_it_goes_on(
     world: World, clients: list[Client]
 ) -> None:
@@ -279,3 +297,83 @@ def test_an_old_daemon_is_not_sent_what_it_does_not_know(world: World, clients: 
         ("failed", "its daemon speaks protocol 1, which knows no messages: boot it with a newer version"),
         ("failed", "its daemon speaks protocol 1, which knows no warnings and holds: boot it with a newer version"),
     ]
+
+
+# --- several groups of one order ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "FIRST_GROUP", 2)
+    monkeypatch.setattr(sending, "GROUP", 2)
+
+
+@pytest.fixture
+def hall(transactional_db: None, small_groups: None, keys: Path) -> Iterator[tuple[World, list[Client]]]:
+    """Seven PCs whose rows are committed: on PostgreSQL one group of them is signed while the next is prepared."""
+    world = make_world()
+    make_release(world.gamer)
+    made = [make_client(world.clubroom, f"52:54:00:00:00:{number:02x}") for number in range(1, 8)]
+    for client in made:
+        boot(client)
+    with celery_sends_to("redis://127.0.0.1:1/0"):
+        yield world, made
+
+
+@pytest.mark.parametrize(("bound", "most"), [("at_once", 5), ("at_once", 2), ("per_minute", 3)])
+def test_a_cap_holds_over_groups_and_all_it_allows_is_sent(
+    hall: tuple[World, list[Client]], bound: str, most: int
+) -> None:
+    world, clients = hall
+    Cap.objects.create(site=world.clubroom, verb=Verb.CYCLE, **{bound: most})
+    order = services.order(Verb.CYCLE, clients, "x", world.vera)
+    assert sending.send(order.commands.all()) == most
+    assert order.commands.filter(status=CommandStatus.SENT).count() == most
+    assert order.commands.filter(status=CommandStatus.QUEUED, sequence=None).count() == 7 - most
+
+
+def test_what_is_prepared_is_not_signed_after_a_freeze(
+    hall: tuple[World, list[Client]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, clients = hall
+    order = services.order(Verb.CYCLE, clients, "x", world.vera)
+    prepare, prepared = sending._prepare, []
+
+    def then_somebody_freezes(*args: Any) -> Any:
+        prepared.append(prepare(*args))
+        if len(prepared) == 2:
+            freezing.freeze(world.clubroom, "smoke", world.vera)
+        return prepared[-1]
+
+    monkeypatch.setattr(sending, "_prepare", then_somebody_freezes)
+    assert sending.send(order.commands.all()) <= 2, "the first group may have been signed before"
+    assert len(prepared) == 2
+    assert order.commands.filter(status=CommandStatus.QUEUED).count() >= 5
+    freezing.lift(Freeze.objects.get(), world.otto)
+    monkeypatch.undo()
+    sending.send(order.commands.all())
+    assert not order.commands.filter(status=CommandStatus.QUEUED).exists()
+
+
+def test_where_signing_breaks_nothing_is_lost_and_the_rest_goes_later(
+    hall: tuple[World, list[Client]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, clients = hall
+    order = services.order(Verb.CYCLE, clients, "x", world.vera)
+    signed, sign = [], Signer.sign
+
+    def breaks(self: Signer, body: bytes) -> bytes:
+        signed.append(body)
+        if len(signed) == 3:
+            raise MemoryError
+        return sign(self, body)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Signer, "sign", breaks)
+        with pytest.raises(MemoryError):
+            sending.send(order.commands.all())
+    assert order.commands.filter(status=CommandStatus.SENT).count() == 2
+    assert sending.send(order.commands.all()) == 5
+    numbers = [*order.commands.values_list("sequence", flat=True)]
+    assert len(set(numbers)) == 7
+    assert len(signed) == 3

@@ -211,7 +211,7 @@ def test_what_was_delivered_comes_again_until_it_is_accepted_and_never_below_the
         tasks.send_order(str(command.order_id))
         nudge(command)
         time.sleep(0.1)
-    assert visitor.poll(cursor=1).status == 204
+    assert visitor.poll(cursor=command.sequence or 0).status == 204
     assert visitor.report(command.pk, "accepted").json == {"accepted": [str(command.pk)], "rejected": []}
     assert visitor.poll().status == 204
 
@@ -329,7 +329,7 @@ def test_while_redis_is_away_the_sweep_delivers_and_afterwards_nudges_wake_again
             visitor.report(first.pk, "refused", "busy")
             with redis_server(port) as back, redis.Redis.from_url(back.url) as hints:
                 wait_for(lambda: hints.pubsub_numsub(sending.CHANNEL)[0][1], "the gateway listens again")
-                visitor.park(cursor=1)
+                visitor.park(cursor=first.sequence or 0)
                 second = room.order(session)
                 start = time.monotonic()
                 tasks.send_order(str(second.order_id))

@@ -57,7 +57,7 @@ def test_the_daemon_takes_what_the_sender_signed(world: World, client: Client, k
     command = sent(ordered(world, client, verb))
     assert (command.status, command.session) == (CommandStatus.SENT, session)
     inside = opened(command, keys)
-    assert (inside.command, inside.verb, inside.sequence) == (str(command.pk), verb, 1)
+    assert (inside.command, inside.verb, inside.sequence) == (str(command.pk), verb, command.sequence)
     assert inside.expires_ms == round(command.expires_at.timestamp() * 1000)
     protocol.admit(inside, 0, round(timezone.now().timestamp() * 1000))
     if verb == Verb.CYCLE:
@@ -70,7 +70,7 @@ def test_the_daemon_takes_what_the_sender_signed(world: World, client: Client, k
         assert inside.args == {}
 
 
-def test_the_sequence_of_a_client_rises_and_is_its_own(world: World, client: Client, keys: Path) -> None:
+def test_numbers_rise_from_command_to_command(world: World, client: Client, keys: Path) -> None:
     other = make_client(world.clubroom, "52:54:00:00:00:02")
     for one in (client, other):
         boot(one)
@@ -79,9 +79,7 @@ def test_the_sequence_of_a_client_rises_and_is_its_own(world: World, client: Cli
         command = sent(ordered(world, one))
         sequences.append(opened(command, keys).sequence)
         Command.objects.update(status=CommandStatus.SUCCEEDED)
-        one.refresh_from_db()
-        assert one.sequence == sequences[-1]
-    assert sequences == [1, 2, 1, 3]
+    assert sequences == sorted(set(sequences))
 
 
 def test_thousands_are_signed_in_groups_that_grow_and_shrink_each_with_what_the_protocol_writes_for_it(
@@ -107,7 +105,12 @@ def test_it_is_written_down_what_is_signed_for_which_boot(world: World, client: 
     command = sent(ordered(world, client, Verb.RESTART))
     entry = AuditEntry.objects.get(action="commands.signed")
     assert (entry.actor, entry.subject_id, entry.site) == ("sender", str(command.order_id), world.clubroom)
-    signed = {"command": str(command.pk), "client": str(client.pk), "boot": str(session.boot_id), "sequence": 1}
+    signed = {
+        "command": str(command.pk),
+        "client": str(client.pk),
+        "boot": str(session.boot_id),
+        "sequence": command.sequence,
+    }
     assert entry.detail == {"verb": "restart", "commands": [signed]}
     assert [*audit.verify()] == []
 
@@ -132,8 +135,9 @@ def test_the_audit_entry_is_committed_before_the_signature_exists(
     command.refresh_from_db()
     assert (command.status, command.signature, command.sequence) == (CommandStatus.QUEUED, b"", None)
     assert AuditEntry.objects.filter(action="commands.signed").count() == 1
-    assert sent(command).sequence == 2, "what fell between is sent later, under a number of its own"
-    assert AuditEntry.objects.filter(action="commands.signed").count() == 2
+    sent(command)
+    numbers = [entry.detail["commands"][0]["sequence"] for entry in AuditEntry.objects.filter(action="commands.signed")]
+    assert len(set(numbers)) == 2, "what fell between is sent later, under a number of its own"
 
 
 def test_two_senders_at_once_make_one_envelope(transactional_db: None, keys: Path) -> None:
@@ -161,9 +165,8 @@ def test_two_senders_at_once_make_one_envelope(transactional_db: None, keys: Pat
         thread.join()
     assert faults == []
     command.refresh_from_db()
-    client.refresh_from_db()
-    assert (command.status, command.sequence, client.sequence) == (CommandStatus.SENT, 1, 1)
-    assert opened(command, keys).sequence == 1
+    assert command.status == CommandStatus.SENT
+    assert opened(command, keys).sequence == command.sequence
 
 
 def test_a_task_delivered_twice_changes_nothing(world: World, client: Client) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import time_machine
 from django.contrib.auth.models import User
+from django.db.models import Max
 from django.utils import timezone
 
 from agents import evidence
@@ -75,9 +76,8 @@ def advance(command: Command, *statuses: CommandStatus, reason: str = "", result
     """Bring a command along; a terminal status comes as evidence brings it, with the restore of a cycle."""
     for status in statuses:
         if status == CommandStatus.SENT:
-            command.client.sequence += 1
-            command.client.save(update_fields=["sequence"])
-            command.sequence, command.status, command.sent_at = command.client.sequence, status, timezone.now()
+            newest = Command.objects.aggregate(Max("sequence"))["sequence__max"] or 0
+            command.sequence, command.status, command.sent_at = newest + 1, status, timezone.now()
             command.save()
         elif status == CommandStatus.ACCEPTED:
             command.status, command.accepted_at = status, timezone.now()

@@ -10,9 +10,9 @@ from django.db.models.functions import Concat
 from django.test.utils import CaptureQueriesContext
 
 from agents.models import Command, Order, Verb
-from fleet.epoch import Epoch
+from fleet.columns import Epoch, Text
 from fleet.models import Client, ClientState, Tag
-from fleet.rows import count_up, insert_rows, update_rows
+from fleet.rows import insert_rows, update_rows
 from tests.agents.boots import boot, make_release
 from tests.agents.conftest import keys
 from tests.world import World, make_client
@@ -34,7 +34,7 @@ def test_what_a_pattern_does_not_say_has_the_fields_default(world: World) -> Non
     assert insert_rows(Client(site=world.clubroom, name="pc-a"), ["id", "mac", "seat"], rows) == 1
     client = Client.objects.get()
     assert (str(client.pk)[-1], client.mac, client.seat, client.name) == ("a", "52:54:00:00:00:0a", odd, "pc-a")
-    assert (client.admission, client.adapters, client.sequence, client.last_seen) == ("pending", [], 0, None)
+    assert (client.admission, client.adapters, client.last_seen) == ("pending", [], None)
     assert client.since is not None
 
 
@@ -119,23 +119,17 @@ def test_what_statistics_do_not_know_yet_makes_no_plan_that_compares_all_with_al
     assert plan["Plan Rows"] > 100, "else it is a loop within a loop sooner or later"
 
 
-def test_numbers_are_counted_up_and_told(three: list[Client]) -> None:
-    Client.objects.filter(pk=three[1].pk).update(sequence=41)
-    with CaptureQueriesContext(connection) as asked:
-        assert count_up(Client, "sequence", [three[1].pk, str(three[0].pk)]) == {
-            str(three[0].pk): 1,
-            str(three[1].pk): 42,
-        }
-    assert len(asked) == 1
-    assert [*Client.objects.order_by("mac").values_list("sequence", flat=True)] == [1, 42, 0]
-    assert count_up(Client, "sequence", []) == {}
-
-
 def test_a_time_is_read_as_a_number(three: list[Client]) -> None:
     since = datetime(2026, 1, 1, 12, 0, 0, 123000, UTC)
     Client.objects.filter(pk=three[0].pk).update(since=since, last_seen=None)
     ((epoch, nothing),) = Client.objects.filter(pk=three[0].pk).values_list(Epoch("since"), Epoch("last_seen"))
     assert (epoch, nothing) == (pytest.approx(since.timestamp(), abs=0.0005), None)
+
+
+def test_a_key_is_read_as_text(three: list[Client]) -> None:
+    Client.objects.filter(pk=three[0].pk).update(client_class=None)
+    columns = (Text("pk"), Text("sessions__boot_id"))
+    assert [*Client.objects.filter(pk=three[0].pk).values_list(*columns)] == [(str(three[0].pk), None)]
 
 
 def test_bytes_are_stored_as_they_are(world: World, keys: Path) -> None:
