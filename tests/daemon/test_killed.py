@@ -71,7 +71,8 @@ def traced(self, command):
         work(self, command)
     finally:
         sys.settrace(None)
-        with open("/run/lines", "w") as file: json.dump(lines, file)
+        with open("/run/lines.new", "w") as file: json.dump(lines, file)
+        os.rename("/run/lines.new", "/run/lines")
 agent.Agent.work = traced
 agent.main()
 """
