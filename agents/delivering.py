@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from agents import telling
-from agents.daemon import protocol
+from agents import speaking, telling
 from agents.models import BootSession, Command, CommandStatus, SessionStatus, Verb
 
 
@@ -29,7 +28,7 @@ def envelopes(asked: Sequence[tuple[UUID, int]]) -> list[list[dict[str, str]]]:
     steps = []
     columns = ("order", "pk", "client", "session", "sequence", "envelope", "signature", "key_id")
     for command in sent.values_list(*columns, named=True):
-        envelope = protocol.envelope(bytes(command.envelope), bytes(command.signature), command.key_id)
+        envelope = speaking.envelope(bytes(command.envelope), bytes(command.signature), command.key_id)
         found.setdefault(command.session, []).append((command.sequence or 0, envelope))
         steps.append(telling.Step(command.order, command.pk, command.client, command.session))
     telling.delivered(steps)

@@ -17,7 +17,7 @@ from django.db.models import Max
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
-from agents import evidence, judging, twins
+from agents import evidence, judging, speaking, twins
 from agents.daemon import protocol
 from agents.models import BootSession, BootToken, SessionStatus
 from agents.netboot import RETRY_S, Refusal
@@ -318,4 +318,4 @@ def _ids(adapters: list[Adapter]) -> str:
 def _lines(**plan: object) -> str:
     if "reason" in plan:
         plan["reason"] = re.sub(r"[^A-Za-z0-9._:/+=,@ -]", " ", str(plan["reason"]))
-    return protocol.format_plan({"protocol": protocol.PLAN_VERSION, **plan})
+    return speaking.format_plan({"protocol": protocol.PLAN_VERSION, **plan})

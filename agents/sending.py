@@ -21,7 +21,7 @@ from django.db.models import FilteredRelation, Q, QuerySet
 from django.db.models.expressions import Combinable
 from django.utils import timezone
 
-from agents import caps, freezing, telling, waking, witnessing
+from agents import caps, freezing, speaking, telling, waking, witnessing
 from agents.book import Book
 from agents.daemon import protocol
 from agents.models import Command, CommandStatus, Order, SessionStatus, Verb
@@ -256,25 +256,26 @@ def _write_down(verb: str, ready: Iterable[Draft], orders: Mapping[str, Order]) 
 def _sign(verb: str, ready: Iterable[Draft]) -> list[Signed]:
     """Make the envelopes. Who was cancelled meanwhile stays cancelled: the client's acceptance is not taken."""
     signer, now = _signer(), timezone.now()
-    key_id = signer.key_id
     write = _Scribe(verb, round(now.timestamp() * 1000))
-    rows, signed = [], []
+    bodies = defaultdict[int, list[tuple[Draft, bytes]]](list)  # by version
     for draft in ready:
         try:
-            body = write(draft)
+            bodies[min(draft.protocol, protocol.VERSION)].append((draft, write(draft)))
         except ValueError as error:  # whoever put that into the database must not keep the others from being sent
             log.warning("A command cannot be signed: %s", error)
             bad = Command.objects.filter(pk=draft.key, status=CommandStatus.QUEUED)
             bad.update(status=CommandStatus.FAILED, finished_at=now, reason="it is not in the protocol")
-            continue
-        signature = signer.sign(body)
-        rows.append(
-            (draft.key, draft.session, draft.sequence, draft.args, CommandStatus.SENT, body, signature, key_id, now)
-        )
-        envelope = _JSON(**protocol.envelope(body, signature, key_id))
-        state = protocol.CYCLING if verb == Verb.CYCLE and not draft.args.get("warn_s") else ""
-        keys = (draft.client, draft.session or "", draft.order, draft.key)
-        signed.append(Signed(*keys, draft.sequence, key_id, state, envelope))
+    rows, signed, key_id = [], [], signer.key_id
+    for version, written in bodies.items():
+        signatures = speaking.sign(signer, [body for _, body in written], version)
+        for (draft, body), signature in zip(written, signatures, strict=True):
+            rows.append(
+                (draft.key, draft.session, draft.sequence, draft.args, CommandStatus.SENT, body, signature, key_id, now)
+            )
+            envelope = _JSON(**speaking.envelope(body, signature, key_id))
+            state = protocol.CYCLING if verb == Verb.CYCLE and not draft.args.get("warn_s") else ""
+            keys = (draft.client, draft.session or "", draft.order, draft.key)
+            signed.append(Signed(*keys, draft.sequence, key_id, state, envelope))
     columns = ["session", "sequence", "args", "status", "envelope", "signature", "key_id", "sent_at"]
     update_rows(Command, columns, rows, status=CommandStatus.QUEUED)
     return signed
@@ -315,4 +316,4 @@ class _Scribe:
             not_before_ms=self._now_ms - EARLY_MS,
             expires_ms=round(draft.expires_at * 1000),
         )
-        return protocol.encode(command, version).decode()
+        return speaking.encode(command, version).decode()

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+from agents import speaking
 from agents.daemon import protocol
 from fleet import signing
 
 
 def public_keys(directory: Path, kind: str) -> str:
     """All public keys of a kind, as the boot plan carries them."""
-    return protocol.format_keys(signing.public_keys(directory, kind))
+    return speaking.format_keys(signing.public_keys(directory, kind))
 
 
 def ids(keys: str) -> str:

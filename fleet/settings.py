@@ -68,7 +68,7 @@ LOST_AFTER = env.number("FLEET_LOST_AFTER", 45, low=3, high=600)  # silence afte
 BOOT_TOKEN_LIFE = env.number("FLEET_BOOT_TOKEN_LIFE", 300, low=10, high=3600)
 BOOT_LIMIT = env.number("FLEET_BOOT_LIMIT", 300, low=10, high=3600)  # a boot that takes longer is lost
 CAPTURE_LIMIT = env.number("FLEET_CAPTURE_LIMIT", 900, low=2, high=3600)  # of packing and sending a home
-PROTOCOL_FLOOR = env.number("FLEET_PROTOCOL_FLOOR", 1, low=1, high=2)  # that a daemon must speak at least
+PROTOCOL_FLOOR = env.number("FLEET_PROTOCOL_FLOOR", 1, low=1, high=3)  # that a daemon must speak at least
 COMMAND_LIFE = env.number("FLEET_COMMAND_LIFE", 120, low=5, high=3600)  # to be accepted, and again to be proven
 
 # What the sender signs within sixty seconds at the most, by verb, for all sites: read from the sender's own environment, so that neither a

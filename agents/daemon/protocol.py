@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from . import ed25519
 
-VERSION = 2  # of what daemon and server say; a server speaks to each session the version that it knows
+VERSION = 3  # of what daemon and server say; a server speaks to each session the version that it knows
+TREES = 3  # the version from which on a signature is for a group of envelopes
 PLAN_VERSION = 1  # of what the initrd is told: its conversation is another, and older
 RESTART, POWEROFF, CYCLE, CAPTURE, MESSAGE, RELAY = "restart", "poweroff", "cycle", "capture", "message", "wake-relay"
 STATES = BOOTING, READY, IN_USE, CYCLING = "booting", "ready", "in-use", "cycling"
@@ -83,7 +85,7 @@ NEEDS: dict[str, dict[str, Any]] = {
 FORCE = {"force": lambda value: value is True}
 WARNED = {"warn_s": between(1, 3600), "text": line, "more": between(1, 12), **FORCE}
 MAY: dict[str, dict[str, Any]] = {RESTART: WARNED, POWEROFF: WARNED, CYCLE: WARNED, CAPTURE: FORCE}
-VERBS = {1: (RESTART, POWEROFF, CYCLE, CAPTURE), 2: tuple(NEEDS)}  # by version
+VERBS = {1: (RESTART, POWEROFF, CYCLE, CAPTURE), 2: tuple(NEEDS), 3: tuple(NEEDS)}  # by version
 FRAME = {"command": name, "client": name, "boot": name, "sequence": count, "verb": name}
 FRAME |= {"args": lambda value: isinstance(value, dict), "not_before_ms": count, "expires_ms": count}
 
@@ -122,17 +124,19 @@ def fits(verb: str, args: Mapping[str, Any], version: int) -> bool:
     return verb in VERBS[version] and good(args, {**NEEDS[verb], **{k: may[k] for k in may if k in args}})
 
 
-def encode(command: Command, version: int = VERSION) -> bytes:
-    """The bytes to sign, for a daemon that speaks `version`; ValueError for a command that it would not take."""
-    frame = {key: value for key, value in vars(command).items() if key != "version"}
-    if version not in VERBS or not good(frame, FRAME) or not fits(command.verb, command.args, version):
-        raise ValueError(f"{command} is not in the protocol's version {version}.")
-    return json.dumps({"v": version, **frame}, separators=(",", ":")).encode()
+TOP = b"fleet commands 3\n"  # before the hash that is signed, so that it is no envelope: those begin with a brace
 
 
-def envelope(body: bytes, signature: bytes, key: str) -> dict[str, str]:
-    """The signed bytes as they travel."""
-    return {"envelope": b64encode(body).decode(), "signature": b64encode(signature).decode(), "key": key}
+def top(body: bytes, way: bytes) -> bytes:
+    """The top of the hash tree (RFC 9162, 2.1) over a group of envelopes of which `body` is one.
+
+    `way` leads up to it: for each step a byte, 1 where the other half comes after ours, else 0, and the 32 bytes of its hash.
+    """
+    node = sha256(b"\0" + body).digest()
+    for at in range(0, len(way), 33):
+        other = way[at + 1 : at + 33]
+        node = sha256(b"\1" + (node + other if way[at] else other + node)).digest()
+    return node
 
 
 Verify = Callable[[bytes, bytes, bytes], bool]  # of a public key, a message and its signature
@@ -147,7 +151,7 @@ def authenticate(
     `verify` is there for who plays ten thousand clients at once, with a library that a client has not.
     """
     try:
-        if not isinstance(wrapped, dict) or len(wrapped["envelope"]) > ENVELOPE_BYTES:
+        if not isinstance(wrapped, dict) or len(wrapped["envelope"] + wrapped["signature"]) > ENVELOPE_BYTES:
             raise Refused("bad-signature")
         body = b64decode(wrapped["envelope"], validate=True)
         signature = b64decode(wrapped["signature"], validate=True)
@@ -158,9 +162,11 @@ def authenticate(
     public = keys.get(str(wrapped.get("key")))
     if public is None:
         raise Refused("unknown-key", claimed)
+    version = fields.pop("v", None)
+    if type(version) is int and version >= TREES:
+        body, signature = TOP + top(body, signature[64:]), signature[:64]
     if not verify(public, body, signature):
         raise Refused("bad-signature", claimed)
-    version = fields.pop("v", None)
     if type(version) is not int or version not in VERBS or not good(fields, FRAME):
         raise Refused("bad-arguments", claimed)
     if version < floor:
@@ -190,15 +196,6 @@ def report(command: str, state: str, at_ms: int, reason: str, result: Mapping[st
     return {"command": command, "state": state, "reason": reason, "at_ms": at_ms, "result": dict(result)}
 
 
-def format_plan(plan: Mapping[str, object]) -> str:
-    """The lines of a boot plan; ValueError names a value that a shell could not read safely."""
-    lines = [f"{key}={value}" for key, value in plan.items()]
-    for line in lines:
-        if not PLAN_LINE(line):
-            raise ValueError(f"The boot plan cannot hold {line!r}: a character is not allowed there.")
-    return "".join(line + "\n" for line in lines)
-
-
 def parse_plan(text: str) -> dict[str, str]:
     """A boot plan by key; ValueError names the line that is none."""
     matches = {line: PLAN_LINE(line) for line in text.splitlines()}
@@ -208,13 +205,8 @@ def parse_plan(text: str) -> dict[str, str]:
     return {match[1]: match[2] for match in matches.values() if match}
 
 
-def format_keys(keys: Mapping[str, bytes]) -> str:
-    """Public keys by id as a value of the boot plan: `id:base64,…`."""
-    return ",".join(f"{key}:{b64encode(public).decode()}" for key, public in keys.items())
-
-
 def parse_keys(value: str) -> dict[str, bytes]:
-    """The inverse of format_keys; ValueError for a key that is not 32 bytes of base64."""
+    """Public keys by id, from `id:base64,…` of a plan or an answer; ValueError for a key that is not 32 bytes of base64."""
     pairs = (part.partition(":") for part in value.split(","))
     keys = {key: b64decode(encoded, validate=True) for key, _, encoded in pairs}
     if not all(key and len(public) == 32 for key, public in keys.items()):

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from django.db import connections
 
+from agents import speaking
 from agents.daemon import ed25519, protocol
 from agents.gateway.database import Database
 from agents.gateway.http import Answer
@@ -212,7 +213,7 @@ def daemon(plan: Mapping[str, str], server: str, before: str = "") -> Iterator[S
     """
     with tempfile.TemporaryDirectory(prefix="fleet-daemon-") as place:
         directory = Path(place)
-        (directory / "plan").write_text(protocol.format_plan(plan))
+        (directory / "plan").write_text(speaking.format_plan(plan))
         (directory / "sessions").mkdir()
         uid = int(plan["uid"])
         (directory / "sessions" / "1").write_text(f"UID={uid}\nUSER=player\nSTATE=active\nCLASS=user\nTTY=\n")

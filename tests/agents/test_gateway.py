@@ -17,7 +17,7 @@ from django.db import transaction
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from agents import sending, tasks
+from agents import sending, speaking, tasks
 from agents.daemon import protocol
 from agents.models import BootSession, Command, CommandStatus, SessionStatus, Verb
 from fleet.models import AuditEntry, Client, ClientState
@@ -174,7 +174,7 @@ def nudge(command: Command) -> None:
     """As the sender does when it has signed it."""
     command.refresh_from_db()
     body, signature = bytes(command.envelope), bytes(command.signature)
-    envelope = json.dumps(protocol.envelope(body, signature, command.key_id))
+    envelope = json.dumps(speaking.envelope(body, signature, command.key_id))
     assert command.sequence
     client, session, order, key = map(str, (command.client_id, command.session_id, command.order_id, command.pk))
     sending.nudge([sending.Signed(client, session, order, key, command.sequence, command.key_id, "", envelope)])

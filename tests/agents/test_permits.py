@@ -10,7 +10,7 @@ import time_machine
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from agents import sending, services
+from agents import sending, services, speaking
 from agents.daemon import protocol
 from agents.gateway import waker
 from agents.models import BootSession, Command, CommandStatus, PowerPort, Verb, Wake, Way
@@ -44,7 +44,7 @@ def test_a_permit_is_for_one_command_its_client_and_the_time_of_a_boot(woken: Co
 
 
 def test_no_daemon_takes_a_permit_for_an_envelope(woken: Command, keys: Path) -> None:
-    wrapped = protocol.envelope(bytes(woken.envelope), bytes(woken.signature), woken.key_id)
+    wrapped = speaking.envelope(bytes(woken.envelope), bytes(woken.signature), woken.key_id)
     with pytest.raises(protocol.Refused, match="bad-signature"):
         protocol.authenticate(wrapped, command_keys(keys), str(woken.client_id), "boot")
 
@@ -145,7 +145,7 @@ def test_the_sender_signs_no_relay_for_whom_it_has_not_let_be_woken(world: World
         relay.refresh_from_db()
         assert relay.status == status
     session = BootSession.objects.get(client=near)
-    wrapped = protocol.envelope(bytes(relay.envelope), bytes(relay.signature), relay.key_id)
+    wrapped = speaking.envelope(bytes(relay.envelope), bytes(relay.signature), relay.key_id)
     signed = protocol.authenticate(wrapped, command_keys(keys), str(near.pk), str(session.boot_id))
     assert signed.args["macs"] == [{"mac": woken.client.mac, "secure": "de:ad:be:ef:00:01"}]
     assert "de:ad" not in str(relay.args)

@@ -11,7 +11,7 @@ from django.db import connection
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from agents import sending, services, tasks
+from agents import sending, services, speaking, tasks
 from agents.daemon import protocol
 from agents.models import BootSession, Command, CommandStatus, HomeRestore, Order, SessionStatus, Verb
 from fleet import audit
@@ -47,7 +47,7 @@ def opened(command: Command, keys: Path) -> protocol.Command:
     """The envelope as the client's daemon opens it."""
     session = command.session
     assert session is not None
-    wrapped = protocol.envelope(bytes(command.envelope), bytes(command.signature), command.key_id)
+    wrapped = speaking.envelope(bytes(command.envelope), bytes(command.signature), command.key_id)
     return protocol.authenticate(wrapped, command_keys(keys), str(command.client_id), str(session.boot_id))
 
 
@@ -68,6 +68,25 @@ def test_the_daemon_takes_what_the_sender_signed(world: World, client: Client, k
         assert inside.args == {"most_bytes": homes.MOST_BYTES}
     else:
         assert inside.args == {}
+
+
+def test_each_daemon_gets_an_envelope_of_the_protocol_that_it_speaks(world: World, client: Client, keys: Path) -> None:
+    """Those of protocol 3 share a signature; who speaks an older one gets his own."""
+    others = [make_client(world.clubroom, f"52:54:00:00:00:{number:02x}") for number in range(16, 22)]
+    for number, one in enumerate((client, *others)):
+        boot(one)
+        BootSession.objects.filter(client=one).update(protocol=1 + number % 3 if number < 6 else 4)
+    order = services.order(Verb.CYCLE, [client, *others], "why", world.vera)
+    tasks.send_order(str(order.pk))
+    signatures = list[bytes]()
+    for command in order.commands.select_related("session"):
+        assert command.session is not None
+        inside = opened(command, keys)
+        assert inside.version == min(command.session.protocol, protocol.VERSION)
+        assert bytes(command.envelope) == speaking.encode(inside, inside.version)
+        signatures += [bytes(command.signature)[:64]] if inside.version == 3 else []
+    assert len(signatures) == 3
+    assert len(set(signatures)) == 1
 
 
 def test_numbers_rise_from_command_to_command(world: World, client: Client, keys: Path) -> None:
@@ -97,7 +116,7 @@ def test_thousands_are_signed_in_groups_that_grow_and_shrink_each_with_what_the_
     for command in order.commands.select_related("session"):
         inside = opened(command, keys)
         assert (inside.command, inside.client) == (str(command.pk), str(command.client_id))
-        assert bytes(command.envelope) == protocol.encode(inside, inside.version)
+        assert bytes(command.envelope) == speaking.encode(inside, inside.version)
 
 
 def test_it_is_written_down_what_is_signed_for_which_boot(world: World, client: Client) -> None:

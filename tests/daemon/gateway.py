@@ -16,7 +16,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from agents import speaking
 from agents.daemon import protocol
+from fleet.signing import Signer
 
 
 class Key:
@@ -26,6 +28,11 @@ class Key:
         self.name = name
         self.secret = Ed25519PrivateKey.generate()
         self.public = self.secret.public_key().public_bytes_raw()
+
+    def envelope(self, body: bytes, version: int = protocol.VERSION) -> dict[str, str]:
+        """Signed as the sender signs envelopes of that version."""
+        (signature,) = speaking.sign(Signer(self.name, self.secret), [body], version)
+        return speaking.envelope(body, signature, self.name)
 
 
 def gone(connection: socket.socket) -> bool:
@@ -92,11 +99,11 @@ class Gateway:
         return protocol.Command(**{**fields, **changes})
 
     def wrap(self, command: protocol.Command, key: Key | None = None) -> dict[str, str]:
-        """Signed as the worker would, but also where `protocol.encode` would refuse."""
+        """Signed as the worker would, but also where `speaking.encode` would refuse."""
         key = key or self.command_key
         fields = dict(command.__dict__)
-        body = json.dumps({"v": fields.pop("version"), **fields}, separators=(",", ":")).encode()
-        return protocol.envelope(body, key.secret.sign(body), key.name)
+        version = fields.pop("version")
+        return key.envelope(json.dumps({"v": version, **fields}, separators=(",", ":")).encode(), version)
 
     def send(self, *envelopes: dict[str, str]) -> None:
         with self.changed:
@@ -131,7 +138,7 @@ class Gateway:
             with self.changed:
                 self.boot_id, self.facts, self.sessions = asked["boot_id"], asked["facts"], self.sessions + 1
                 self.changed.notify_all()
-            keys = protocol.format_keys({self.command_key.name: self.command_key.public})
+            keys = speaking.format_keys({self.command_key.name: self.command_key.public})
             said = {
                 "session": self.session,
                 "client": self.client,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from agents import speaking
 from agents.daemon import protocol
 from fleet.signify import signify, signify_key
 from fleet.signing import Signer
@@ -93,8 +94,8 @@ def machine(manifest: Manifest, store: Store, memory_mib: int = 1024) -> Iterato
         "uid": 1000,
         "tmpfs_percent": 50,
         "home_percent": 50,
-        "command_keys": protocol.format_keys({gateway.command_key.name: gateway.command_key.public}),
-        "session_keys": protocol.format_keys({gateway.session_key.name: gateway.session_key.public}),
+        "command_keys": speaking.format_keys({gateway.command_key.name: gateway.command_key.public}),
+        "session_keys": speaking.format_keys({gateway.session_key.name: gateway.session_key.public}),
     }
     for name in ("root", "plan", "home"):
         artefact = manifest.artefacts()[name]
@@ -103,7 +104,7 @@ def machine(manifest: Manifest, store: Store, memory_mib: int = 1024) -> Iterato
 
     def answer(body: bytes) -> bytes:
         gateway.boot_id = dict(urllib.parse.parse_qsl(body.decode()))["boot_id"]
-        text = protocol.format_plan({**plan, "boot": gateway.boot_id}).encode()
+        text = speaking.format_plan({**plan, "boot": gateway.boot_id}).encode()
         return text + b"signature=%s\n" % signify(signer, text).encode()
 
     signer = Signer(gateway.session_key.name, gateway.session_key.secret)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from agents.daemon import protocol
+from agents import speaking
 from tests.daemon.gateway import Gateway
 from tests.daemon.namespace import UID, Namespace
 
@@ -26,12 +26,12 @@ class Daemon(Namespace):
     def begin(self, gateway: Gateway, argv: Sequence[str] = AGENT, **more: str) -> None:
         """`more` are other lines of the boot plan."""
         keys = {
-            f"{name}_keys": protocol.format_keys({key.name: key.public})
+            f"{name}_keys": speaking.format_keys({key.name: key.public})
             for name, key in (("command", gateway.command_key), ("session", gateway.session_key))
         }
         plan = {"bearer": gateway.bearer, "client": gateway.client, "session": gateway.session, "user": "player"}
         plan |= {"uid": str(UID), "home": "f" * 64, "home_percent": "50", **keys, **more}
-        self.write("/run/fleet/plan", protocol.format_plan(plan))
+        self.write("/run/fleet/plan", speaking.format_plan(plan))
         self.write("/run/cmdline", f"quiet fleet.server={gateway.url}\n")
         self.write("/run/bin/systemctl", SYSTEMCTL, 0o755)
         self.start("mount", "--bind", "/run/cmdline", "/proc/cmdline").wait(10)

@@ -61,12 +61,13 @@ def test_a_good_command_is_done_after_its_acceptance_was_taken(gateway: Gateway,
     assert daemon.asked == "--no-block reboot\n"
 
 
-def test_a_server_of_old_is_obeyed_where_the_boot_plan_promises_no_newer_one(gateway: Gateway) -> None:
-    gateway.protocol = 1
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_server_of_old_is_obeyed_where_the_boot_plan_promises_no_newer_one(gateway: Gateway, version: int) -> None:
+    gateway.protocol = version
     with Daemon() as daemon:
         daemon.begin(gateway)
         gateway.wait(lambda: gateway.polls)
-        command = gateway.command(protocol.RESTART, version=1)
+        command = gateway.command(protocol.RESTART, version=version)
         gateway.send(gateway.wrap(command))
         gateway.wait(lambda: gateway.byes == ["restart"])
 
@@ -86,9 +87,9 @@ def test_no_older_session_is_opened_than_the_signed_boot_plan_promises(gateway: 
     gateway.protocol = 1
     with Daemon() as daemon:
         daemon.begin(gateway, daemon="7")  # and a server that is newer than this daemon speaks as it does
-        wait_until(lambda: "older than protocol 2" in daemon.log)
+        wait_until(lambda: f"older than protocol {protocol.VERSION}" in daemon.log)
         assert gateway.polls == []
-        gateway.protocol = 2
+        gateway.protocol = protocol.VERSION
         gateway.wait(lambda: gateway.polls)
 
 

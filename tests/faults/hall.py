@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from django.conf import settings
 
-from agents import campaigning, campaigns, schedule, sending, services, tasks
+from agents import campaigning, campaigns, schedule, sending, services, speaking, tasks
 from agents.daemon import protocol
 from agents.models import BootSession, Campaign, CampaignStatus, Command, CommandStatus, SessionStatus, Verb
 from agents.selecting import Selection
@@ -41,19 +41,19 @@ class Crash(BaseException):
 
 
 class Notary:
-    """The sender's key. Nothing may be signed of which the audit log does not know."""
+    """Sees all that is signed. Nothing may be of which the audit log does not know."""
 
-    def __init__(self, signer: Signer) -> None:
-        self._signer, self.key_id = signer, signer.key_id
+    def __init__(self) -> None:
         self.signed: list[dict[str, Any]] = []
+        self._sign = speaking.sign
 
-    def sign(self, body: bytes) -> bytes:
-        said = json.loads(body)
-        told = {key: said[key] for key in ("command", "client", "boot", "sequence")}
-        entries = AuditEntry.objects.filter(action="commands.signed").order_by("-pk")[:9]
-        assert any(told in entry.detail["commands"] for entry in entries), f"signed behind the log's back: {told}"
-        self.signed.append(told)
-        return self._signer.sign(body)
+    def sign(self, signer: Signer, bodies: Sequence[bytes], version: int) -> list[bytes]:
+        for said in map(json.loads, bodies):
+            told = {key: said[key] for key in ("command", "client", "boot", "sequence")}
+            entries = AuditEntry.objects.filter(action="commands.signed").order_by("-pk")[:9]
+            assert any(told in entry.detail["commands"] for entry in entries), f"signed behind the log's back: {told}"
+            self.signed.append(told)
+        return self._sign(signer, bodies, version)
 
 
 class Hall:
@@ -62,7 +62,7 @@ class Hall:
     def __init__(self, world: World, place: Path, clock: Clock, patch: pytest.MonkeyPatch) -> None:
         self.world, self.clock = world, clock
         self.hints = Hints(clock)
-        self.notary = Notary(sending._signer())
+        self.notary = Notary()
         self._furnish(patch)
         self.gate = Gate(clock, self.hints, patch)
         self.wire = Wire(self.gate)
@@ -73,7 +73,7 @@ class Hall:
 
     def _furnish(self, patch: pytest.MonkeyPatch) -> None:
         clients.furnish(patch, self.clock)
-        patch.setattr(sending, "_signer", lambda: self.notary)
+        patch.setattr(speaking, "sign", self.notary.sign)
         patch.setattr(sending, "connection", lambda: self.hints)
         patch.setattr(schedule, "connection", lambda: self.hints)
         patch.setattr(schedule, "CAP_S", clients.CAP_S)

@@ -8,7 +8,7 @@ from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection, transaction
 from pytest_django.fixtures import Settings
 
-from agents import rotation, tasks, witnessing
+from agents import rotation, speaking, tasks, witnessing
 from agents.book import Book
 from agents.daemon import protocol
 from fleet import audit, checkpoints
@@ -97,7 +97,7 @@ def test_a_checkpoint_is_no_envelope_and_an_envelope_no_checkpoint(world: World,
     body = checkpoints.checkpoint_bytes(row.chain, row.sequence, row.digest, row.at)
     known = protocol.parse_keys((keys / "command.pub").read_text().strip())
     with pytest.raises(protocol.Refused, match="bad-signature"):
-        protocol.authenticate(protocol.envelope(body, bytes(row.signature), row.key_id), known, "x", "y")
+        protocol.authenticate(speaking.envelope(body, bytes(row.signature), row.key_id), known, "x", "y")
     assert not body.startswith(b"{")
 
 

@@ -65,7 +65,7 @@ def test_a_daemon_below_the_floor_is_refused_and_its_client_says_why(room: Room)
 def test_what_is_no_protocol_of_ours_is_refused(room: Room, speaks: int) -> None:
     session, visitor = room.boot(room.client())
     answer = visitor.post("/agent/v1/session", body(session, speaks))
-    assert (answer.status, answer.json["detail"]) == (400, "This server speaks the protocols 1, 2.")
+    assert (answer.status, answer.json["detail"]) == (400, "This server speaks the protocols 1, 2, 3.")
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ has, as whoever has SQLite's file does.
 import base64
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -26,7 +27,7 @@ from django.core.management import CommandError, call_command
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from agents import services, tasks, witnessing
+from agents import services, speaking, tasks, witnessing
 from agents.book import Book
 from agents.daemon import protocol
 from agents.models import BootSession, Cap, Command, CommandStatus, Freeze, Order, Verb
@@ -166,6 +167,11 @@ class Attacker:
         }
         return json.dumps({"v": protocol.VERSION, **fields, **changes}, separators=(",", ":")).encode()
 
+    def sign(self, body: bytes, secret: Ed25519PrivateKey | None = None) -> bytes:
+        """As the sender would, by a key that is not the sender's."""
+        (signature,) = speaking.sign(Signer("x", secret or self.own), [body], protocol.VERSION)
+        return signature
+
     def named(self, body: bytes) -> uuid.UUID:
         """The id in an envelope, so that a refusal of it ends the row; another where that is taken."""
         with contextlib.suppress(ValueError):
@@ -198,18 +204,18 @@ class Attacker:
 
 def own_key_under_the_right_name(me: Attacker) -> Command:
     body = me.body()
-    return me.plant(body, me.own.sign(body), me.genuine.key_id)
+    return me.plant(body, me.sign(body), me.genuine.key_id)
 
 
 def own_key_under_its_own_name(me: Attacker) -> Command:
     body = me.body()
-    return me.plant(body, me.own.sign(body), "command-00000000")
+    return me.plant(body, me.sign(body), "command-00000000")
 
 
 def the_public_key_as_a_secret(me: Attacker) -> Command:
     public = base64.b64decode((me.room.gate.keys / "command.pub").read_text().strip().partition(":")[2])
     body = me.body()
-    return me.plant(body, Ed25519PrivateKey.from_private_bytes(public).sign(body), me.genuine.key_id)
+    return me.plant(body, me.sign(body, Ed25519PrivateKey.from_private_bytes(public)), me.genuine.key_id)
 
 
 def the_signature_of_another_envelope(me: Attacker) -> Command:
@@ -220,6 +226,18 @@ def a_genuine_envelope_with_another_verb(me: Attacker) -> Command:
     changed = bytes(me.genuine.envelope).replace(b'"capture"', b'"poweroff"')
     assert changed != bytes(me.genuine.envelope)
     return me.plant(changed, bytes(me.genuine.signature), me.genuine.key_id)
+
+
+def an_own_leaf_on_a_genuine_tree(me: Attacker) -> Command:
+    """A way of its own making, to a top that was signed: by whatever stands beside the genuine envelope."""
+    genuine, signature = bytes(me.genuine.envelope), bytes(me.genuine.signature)
+    beside = hashlib.sha256(b"\0" + genuine).digest()
+    return me.plant(me.body(), signature[:64] + b"\1" + beside + signature[64:], me.genuine.key_id)
+
+
+def a_genuine_signature_of_an_older_kind(me: Attacker) -> Command:
+    """What is signed for a group, taken for a signature of one envelope by itself."""
+    return me.plant(me.body(v=2), bytes(me.genuine.signature)[:64], me.genuine.key_id)
 
 
 def a_genuine_envelope_once_more(me: Attacker) -> Command:
@@ -241,7 +259,7 @@ def no_signature_at_all(me: Attacker) -> Command:
 def a_key_of_another_kind(me: Attacker) -> Command:
     """The session's public key is known to the client, too, and so is its name."""
     body = me.body()
-    return me.plant(body, me.own.sign(body), (me.room.gate.keys / "session.pub").read_text().partition(":")[0])
+    return me.plant(body, me.sign(body), (me.room.gate.keys / "session.pub").read_text().partition(":")[0])
 
 
 def a_signed_head_of_the_log(me: Attacker) -> Command:
@@ -258,6 +276,8 @@ FORGERIES: list[Callable[[Attacker], Command]] = [
     own_key_under_the_right_name,
     own_key_under_its_own_name,
     the_public_key_as_a_secret,
+    an_own_leaf_on_a_genuine_tree,
+    a_genuine_signature_of_an_older_kind,
     the_signature_of_another_envelope,
     a_genuine_envelope_with_another_verb,
     a_genuine_envelope_once_more,
@@ -346,7 +366,26 @@ def hall(world: World, keys: Path, settings: Settings) -> list[Client]:
     clients = [make_client(world.clubroom, f"52:54:00:00:01:{number:02x}") for number in range(40)]
     for client in clients:
         boot(client)
+    BootSession.objects.update(protocol=protocol.VERSION)
     return clients
+
+
+@pytest.fixture
+def signed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """All envelopes that the command key signs, alone or in groups."""
+    seen, sign, sign_all = list[bytes](), Signer.sign, speaking.sign
+
+    def alone(self: Signer, body: bytes) -> bytes:
+        seen.extend([body] if body.startswith(b"{") else [])
+        return sign(self, body)
+
+    def together(signer: Signer, bodies: Sequence[bytes], version: int) -> list[bytes]:
+        seen.extend(bodies if version >= protocol.TREES else [])
+        return sign_all(signer, bodies, version)
+
+    monkeypatch.setattr(Signer, "sign", alone)
+    monkeypatch.setattr(speaking, "sign", together)
+    return seen
 
 
 def order_all(world: World, clients: Sequence[Client], **fields: Any) -> None:
@@ -379,16 +418,8 @@ def many_sites(world: World, clients: Sequence[Client]) -> None:
 
 @pytest.mark.parametrize("tries", [1, 5])
 def test_it_cannot_have_more_signed_than_the_ceiling(
-    world: World, hall: list[Client], monkeypatch: pytest.MonkeyPatch, tries: int
+    world: World, hall: list[Client], signed: list[bytes], tries: int
 ) -> None:
-    signed: list[bytes] = []
-    sign = Signer.sign
-
-    def counting(self: Signer, body: bytes) -> bytes:
-        signed.extend([body] if body.startswith(b"{") else [])
-        return sign(self, body)
-
-    monkeypatch.setattr(Signer, "sign", counting)
     Freeze.objects.all().delete()
     Cap.objects.create(site=world.clubroom, verb=Verb.POWEROFF, per_minute=10**6, at_once=10**6)
     for number in range(tries):
@@ -406,17 +437,9 @@ def test_it_cannot_have_more_signed_than_the_ceiling(
 
 
 def test_what_is_ordered_under_a_harmless_name_is_counted_as_what_it_is(
-    world: World, hall: list[Client], monkeypatch: pytest.MonkeyPatch
+    world: World, hall: list[Client], signed: list[bytes]
 ) -> None:
     """An order for messages, of which many go at once, whose commands are power-downs; and the other way round."""
-    signed: list[bytes] = []
-    sign = Signer.sign
-
-    def listening(self: Signer, body: bytes) -> bytes:
-        signed.append(body)
-        return sign(self, body)
-
-    monkeypatch.setattr(Signer, "sign", listening)
     order_all(world, hall)
     Order.objects.update(verb=Verb.MESSAGE, args={"text": "x", "seconds": 5})
     with contextlib.suppress(Exception):  # it may refuse what makes no sense
@@ -424,7 +447,7 @@ def test_what_is_ordered_under_a_harmless_name_is_counted_as_what_it_is(
     Order.objects.update(verb=Verb.POWEROFF, args={})
     with contextlib.suppress(Exception):
         tasks.send_due()
-    off = [body for body in signed if body.startswith(b"{") and json.loads(body)["verb"] == "poweroff"]
+    off = [body for body in signed if json.loads(body)["verb"] == "poweroff"]
     assert len(off) <= 10
 
 
