@@ -85,9 +85,10 @@ def test_what_disturbs_nobody_is_done_too(gateway: Gateway, daemon: Daemon) -> N
 def test_a_hold_survives_the_daemon_and_ends_by_itself(
     gateway: Gateway, told: list[dict[str, Any]], daemon: Daemon
 ) -> None:
+    polls = len(gateway.polls)
     daemon.ask("match running", "6s")
-    gateway.wait(lambda: told)
     end = time.monotonic() + 6
+    gateway.wait(lambda: told and len(gateway.polls) > polls)  # it polls again when it has noted that it told
     daemon.begin_again()
     code, said = daemon.ask()
     assert (code, said.startswith("Held for ")) == (0, True)
