@@ -146,7 +146,8 @@ def start(campaign: Campaign, actor: User | AnonymousUser) -> Campaign:
     # The log's end is locked last, as everywhere: who holds it while others wait for the clients' rows waits for them.
     began = campaigning.begin(campaign)
     audit.record_many(order.site, [audit.Event("campaign.ordered", campaign, actor, told), *began])
-    _go_on(campaign)
+    if not began or not targets.all_ordered(campaign):  # else there is nothing to do for it until some have ended
+        _go_on(campaign)
     return campaign
 
 

@@ -46,6 +46,11 @@ def make(campaign: Campaign, planned: Sequence[Sequence[Chosen]]) -> int:
     return insert_rows(Target(campaign_id=campaign.pk), ["client", "wave", "place"], places)
 
 
+def all_ordered(campaign: Campaign) -> bool:
+    """Whether each target has its command, and none has ended."""
+    return not Target.objects.filter(campaign=campaign).exclude(status=TargetStatus.ORDERED).exists()
+
+
 def follow(campaign: Campaign) -> int:
     """Copy the ends of commands to their targets; how many."""
     rows = Target.objects.filter(campaign=campaign, status=TargetStatus.ORDERED).exclude(
