@@ -11,7 +11,8 @@ idle
 cycle
     One order to all. ``order_s`` is what ordering takes until it is committed, with a command for each. ``accepted_p50_s`` and
     ``accepted_p99_s`` are from that commit to the client's knowing that its acceptance is durable, ``recorded_s`` from the last client's
-    being done to the last one's knowing that its report, and with it the restore's row, is.
+    being done to the last one's knowing that its report, and with it the restore's row, is. ``stolen_pct`` is the share of the processors
+    that a virtual host's neighbours had meanwhile: all of it is processor time, and so these times grow by as much.
 kill
     One more order to all, and the gateway is killed in its middle. ``reconnect_s`` is from its being started again to all of them polling.
 
@@ -35,7 +36,7 @@ from urllib.request import Request, urlopen
 
 from tests.bench.report import finish, progress
 from tests.bench.servers import DATABASES, Server, server
-from tests.bench.usage import cpu_s, resident_mb
+from tests.bench.usage import cpu_s, processors_s, resident_mb
 from tests.services import PROJECT
 
 TOKEN = "a-token-for-the-metrics-of-a-bench"
@@ -147,8 +148,7 @@ def order() -> tuple[float, float]:
 def ended() -> bool:
     from agents.models import Campaign, Command
 
-    open_ones = Command.objects.filter(status__in=Command.OPEN)
-    return not open_ones.exists() and not Campaign.objects.filter(ended_at=None).exists()
+    return not Command.objects.open().exists() and not Campaign.objects.filter(ended_at=None).exists()
 
 
 def ready(clients: int) -> bool:
@@ -178,11 +178,13 @@ def measure(one: Fleet, idle_s: float) -> dict[str, Any]:
     found["idle_cpu_pct"] = round(100 * (cpu_s(gateway) - before["gateway"]) / spent, 1)
     progress(f"idle for {spent:.0f} s; processor seconds: {one.told(before)}")
 
-    before = one.usage()
+    before, (ran, stolen) = one.usage(), processors_s()
     committed, order_s = order()
     progress(f"a cycle is ordered for all; the order took {order_s:.2f} s")
     one.wait(ended, "all are cycled")
     progress(f"all cycles have ended {time.time() - committed:.1f} s after that; processor seconds: {one.told(before)}")
+    now, gone = processors_s()
+    found["stolen_pct"] = round(100 * (gone - stolen) / (now - ran), 1)
     found["order_s"] = round(order_s, 2)
     first = one.said()
     for name in ("accepted_p50_s", "accepted_p99_s"):

@@ -23,6 +23,12 @@ def _of_child(pid: int) -> float:
         return 0.0
 
 
+def processors_s() -> tuple[float, float]:
+    """Seconds since this host started that its processors had in all, and how many of them the host below gave to others (man 5 proc)."""
+    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return sum(ticks) / _TICKS, ticks[7] / _TICKS
+
+
 def resident_mb(pid: int) -> float:
     """Megabytes of memory that ``pid`` alone holds at this moment."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
