@@ -266,7 +266,7 @@ def _room(order: Order, now: datetime) -> int:
     """How many commands the sender may sign soon, so that none waits long in the queue and nobody else's waits behind them."""
     if freezing.standing(order.site_id):
         return 0
-    queued = Command.objects.filter(verb=order.verb, status=CommandStatus.QUEUED)
+    queued = Command.objects.open(CommandStatus.QUEUED).filter(verb=order.verb)
     room = settings.CEILING[order.verb] - queued.count()
     if not order.beyond_cap and (cap := caps.cap_of(order.site_id, order.verb)):
         here = queued.filter(client__site=order.site_id).count()
@@ -281,7 +281,7 @@ def _room(order: Order, now: datetime) -> int:
 def _keep_fresh(order: Order, expires: datetime) -> None:
     """A command's time begins when it is signed: what waits for a ceiling, or for a freeze to be lifted, is given its time again."""
     late = expires - timedelta(seconds=settings.COMMAND_LIFE / 3)
-    queued = Command.objects.filter(order=order, verb=order.verb, status=CommandStatus.QUEUED, expires_at__lt=late)
+    queued = Command.objects.open(CommandStatus.QUEUED).filter(order=order, verb=order.verb, expires_at__lt=late)
     services.unlocked(queued).update(expires_at=expires)
 
 

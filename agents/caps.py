@@ -28,8 +28,8 @@ def cap_of(site: Site | int, verb: str) -> Cap | None:
 
 def under_way(site: int, verb: str) -> int:
     """Commands of ``verb`` at a site that were signed and have not ended."""
-    open_ones = (CommandStatus.SENT, CommandStatus.ACCEPTED)
-    return Command.objects.filter(client__site=site, verb=verb, status__in=open_ones).count()
+    signed = Command.objects.open(CommandStatus.SENT, CommandStatus.ACCEPTED)
+    return signed.filter(client__site=site, verb=verb).count()
 
 
 class Candidate(NamedTuple):

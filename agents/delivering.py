@@ -10,7 +10,7 @@ from agents.models import BootSession, Command, CommandStatus, SessionStatus, Ve
 
 def awaited() -> list[UUID]:
     """Clients to which a command is on its way. One to be powered on asks for none."""
-    sent = Command.objects.filter(status=CommandStatus.SENT).exclude(verb=Verb.WAKE)
+    sent = Command.objects.open(CommandStatus.SENT).exclude(verb=Verb.WAKE)
     return list(sent.order_by().values_list("client_id", flat=True))
 
 

@@ -276,9 +276,8 @@ class Boot(NamedTuple):
 def new_boots(boots: Iterable[Boot]) -> None:
     """Boots began: what they say of the commands of the boots before. One of each client."""
     began = {boot.client: boot.boot_id for boot in boots}
-    commands = Command.objects.select_for_update(of=("self",), no_key=True).filter(
-        client__among=list(began), status__in=_UNDER_WAY
-    )
+    under_way = Command.objects.open(*_UNDER_WAY).filter(client__among=list(began))
+    commands = under_way.select_for_update(of=("self",), no_key=True)
     rows = commands.order_by("pk").values_list("pk", "client", "verb", "status", "session__boot_id")
     _end_all(
         {

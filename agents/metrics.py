@@ -86,7 +86,7 @@ def restored(restores: Iterable[HomeRestore]) -> None:
 def commands() -> Iterable[Metric]:
     open_ones = GaugeMetricFamily("fleet_commands", "Commands that have not ended.", labels=("status",))
     oldest = GaugeMetricFamily("fleet_oldest_command_seconds", "Age of the oldest of them.", labels=("status",))
-    rows = Command.objects.filter(is_open=True).values_list("status")
+    rows = Command.objects.open().values_list("status")
     found = {
         status: (number, since) for status, number, since in rows.annotate(Count("pk"), Min("queued_at")).order_by()
     }

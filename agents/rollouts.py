@@ -102,7 +102,7 @@ def _step(row: Rollout) -> None:
 
 
 def _restart(row: Rollout, waiting: Iterable[Client], room: int) -> None:
-    busy = set(Command.objects.filter(is_open=True).values_list("client", flat=True))
+    busy = set(Command.objects.open().values_list("client", flat=True))
     idle = [client for client in waiting if client.state == ClientState.READY and client.pk not in busy]
     if room <= 0 or not idle:
         return

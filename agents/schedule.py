@@ -36,7 +36,7 @@ def tick() -> None:
 
 def _commands(*statuses: CommandStatus, **late: datetime) -> "list[Command]":
     rows = Command.objects.select_related("order__site", "order__ordered_by", "client", "session__client_class")
-    return list(rows.filter(status__in=statuses, **late))
+    return list(rows.open(*statuses).filter(**late))
 
 
 def _expire() -> None:

@@ -186,7 +186,7 @@ def able(verb: str, client: str = "pk") -> Q:
 
 def open_command(client: str = "pk") -> QuerySet[Command]:
     """Of rows whose ``client`` is a client's key: what it carries out, at most one."""
-    return Command.objects.filter(client=OuterRef(client), is_open=True).order_by()
+    return Command.objects.open().filter(client=OuterRef(client)).order_by()
 
 
 def _hold(reason: str, until: datetime | None, now: datetime) -> str:

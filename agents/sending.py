@@ -24,7 +24,7 @@ from django.utils import timezone
 from agents import caps, freezing, speaking, telling, waking, witnessing
 from agents.book import Book
 from agents.daemon import protocol
-from agents.models import Command, CommandStatus, Order, SessionStatus, Verb
+from agents.models import Command, CommandQuerySet, CommandStatus, Order, SessionStatus, Verb
 from agents.power import relays
 from fleet import audit
 from fleet.columns import Epoch, Text
@@ -73,13 +73,13 @@ def nudge(signed: Sequence["Signed"]) -> None:
         log.warning("Redis is away, so the gateway finds the commands at its next sweep: %s", error)
 
 
-def send(waiting: QuerySet[Command]) -> int:
+def send(waiting: CommandQuerySet) -> int:
     """Sign and hand over what caps and freezes let through of the queued commands among ``waiting``; how many.
 
     One that has nobody to go to ends here, with the reason. Raises SiteError without the key or the book.
     """
     _signer()
-    queued = waiting.filter(status=CommandStatus.QUEUED)
+    queued = waiting.open(CommandStatus.QUEUED)
     return sum(
         _send_all(site, verb, queued.filter(order__site=site, verb=verb))
         for site, verb in queued.order_by().values_list("order__site", "verb").distinct()

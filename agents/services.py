@@ -58,7 +58,7 @@ def order(
     sites = {client.site for client in rows}
     if len(sites) > 1:
         raise OperatorError("An order is for clients of one site.", hint="Give one order per site.")
-    busy = Command.objects.filter(client__in=rows, is_open=True).select_related("client")
+    busy = Command.objects.open().filter(client__in=rows).select_related("client")
     if names := [f"{command.client} ({command.get_verb_display().lower()})" for command in busy]:
         raise WrongState(f"Still busy: {', '.join(names)}.", hint="Wait until that has ended, or leave them out.")
     if verb == Verb.CAPTURE:

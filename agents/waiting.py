@@ -58,7 +58,7 @@ def signed_within_a_minute() -> dict[tuple[int, str], int]:
 def uses() -> Iterator[Use]:
     """Of each bound of each cap."""
     signed = signed_within_a_minute()
-    open_ones = Command.objects.filter(status__in=(CommandStatus.SENT, CommandStatus.ACCEPTED)).order_by()
+    open_ones = Command.objects.open(CommandStatus.SENT, CommandStatus.ACCEPTED).order_by()
     under_way = {
         (site, verb): number
         for site, verb, number in open_ones.values_list("client__site", "verb").annotate(Count("pk"))
@@ -85,7 +85,7 @@ def waiting(ceiling: Mapping[str, int]) -> dict[Why, Waiting]:
     signed: dict[str, int] = {}
     for (_, verb), number in signed_within_a_minute().items():
         signed[verb] = signed.get(verb, 0) + number
-    queued = Command.objects.filter(status=CommandStatus.QUEUED)
+    queued = Command.objects.open(CommandStatus.QUEUED)
     for site, _, _, number, since in _groups(queued.filter(UNAPPROVED)):
         why = Why.FREEZE if frozen & {site, None} else Why.APPROVAL
         found[why] = found[why].and_(number, since)

@@ -141,9 +141,7 @@ def _write_down(wakes: Iterable[Wake]) -> None:
 
 def step() -> None:
     """What the clock does: it ends what is not proven in time, and tries again while nothing is heard."""
-    under_way = Wake.objects.filter(command__status=CommandStatus.SENT).select_related(
-        "command__order__site", "command__client"
-    )
+    under_way = Wake.objects.under_way().select_related("command__order__site", "command__client")
     late = timezone.now() - timedelta(seconds=settings.BOOT_LIMIT)
     for wake in under_way.filter(command__sent_at__lte=late):
         _give_up(wake)
@@ -158,7 +156,7 @@ def step() -> None:
 
 @transaction.atomic
 def _again() -> None:
-    due = Wake.objects.filter(command__status=CommandStatus.SENT, next_at__lte=timezone.now())
+    due = Wake.objects.under_way().filter(next_at__lte=timezone.now())
     wakes = list(due.select_for_update(of=("self",)).select_related("command__order__site", "command__client"))
     # A round makes commands of relays: where nothing is signed, none begins.
     frozen = {site for site in {wake.command.order.site for wake in wakes} if freezing.standing(site)}

@@ -165,7 +165,7 @@ def _chosen(request: HttpRequest, site: Site) -> tuple[Verb, list[Client]]:
 
 
 def _plan(verb: Verb, clients: list[Client]) -> Plan:
-    busy = Command.objects.filter(client__in=clients, is_open=True).select_related("client")
+    busy = Command.objects.open().filter(client__in=clients).select_related("client")
     open_commands = sorted(busy, key=lambda command: natural(seat_of(command.client)))
     taken = {command.client_id for command in open_commands}
     free = [client for client in clients if client.pk not in taken]

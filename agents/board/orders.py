@@ -21,7 +21,7 @@ MOST_SEATS = 40
 def read_orders(site: Site) -> list[Fact]:
     """What is on its way at ``site``, then what was ordered last."""
     people = Order.objects.filter(site=site).select_related("ordered_by")
-    running = list(people.filter(commands__status__in=Command.OPEN).distinct().order_by("-ordered_at"))
+    running = list(people.filter(commands__is_open=True).distinct().order_by("-ordered_at"))
     known = {order.pk for order in running}
     recent = [order for order in people.order_by("-ordered_at")[:RECENT_ORDERS] if order.pk not in known]
     orders = [*running, *recent]

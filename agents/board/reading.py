@@ -44,9 +44,7 @@ def read(site: Site) -> Reading:
     clients = list(Client.objects.filter(site=site).exclude(admission=Admission.RETIRED).select_related("client_class"))
     clients.sort(key=lambda client: natural(seat_of(client)))
     commands = list(
-        Command.objects.filter(client__site=site, is_open=True)
-        .only("client_id", "verb", "status")
-        .order_by("-queued_at")
+        Command.objects.open().filter(client__site=site).only("client_id", "verb", "status").order_by("-queued_at")
     )
     offers = releasing.offers_at(site)
     tiles = _tiles(site, clients, commands, offers)

@@ -15,7 +15,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from agents.gateway.database import Database
-from agents.models import Command, CommandStatus, Wake, Way
+from agents.models import Command, Wake, Way
 from agents.power import permits
 from agents.power.relays import PACKETS
 
@@ -104,7 +104,7 @@ def _sender(interface: str) -> socket.socket:
 
 def _under_way() -> list[tuple[UUID, int]]:
     """Everybody who is to be woken by relays, and the present round."""
-    wakes = Wake.objects.filter(way=Way.RELAYS, rounds__gt=0, command__status=CommandStatus.SENT)
+    wakes = Wake.objects.under_way().filter(way=Way.RELAYS, rounds__gt=0)
     return list(wakes.values_list("command", "rounds"))
 
 

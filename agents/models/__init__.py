@@ -1,6 +1,6 @@
 from agents.models.campaigns import Campaign, CampaignStatus, Offline, OnFailure, Target, TargetStatus, WaveBy
 from agents.models.caps import Cap, Freeze
-from agents.models.commands import Command, CommandStatus, Order, Verb
+from agents.models.commands import Command, CommandQuerySet, CommandStatus, Order, Verb
 from agents.models.power import PortKind, PowerPort, Wake, Way
 from agents.models.restores import HomeRestore, RestoreResult
 from agents.models.rollouts import Rollout, RolloutStatus
@@ -13,6 +13,7 @@ __all__ = [
     "CampaignStatus",
     "Cap",
     "Command",
+    "CommandQuerySet",
     "CommandStatus",
     "Freeze",
     "HomeRestore",

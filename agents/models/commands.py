@@ -1,5 +1,6 @@
 import uuid
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 from django.conf import settings
 from django.db import models
@@ -77,6 +78,15 @@ class CommandStatus(models.TextChoices):
     LOST = "lost", "Lost"
 
 
+class CommandQuerySet(ScopedQuerySet["Command"]):
+    def open(self, *statuses: CommandStatus) -> Self:
+        """Those that have not ended, or that are in one of these ``statuses``, which are among ``Command.OPEN``.
+
+        Found by the index of what is open. There is none of statuses, so whoever asks for one alone reads all commands there ever were.
+        """
+        return self.filter(is_open=True, status__in=statuses) if statuses else self.filter(is_open=True)
+
+
 class Command(models.Model):
     """One order to one client: a signed envelope and what became of it. It always ends in a terminal status.
 
@@ -131,7 +141,7 @@ class Command(models.Model):
         db_persist=True,
     )
 
-    objects = ScopedQuerySet["Command"].as_manager()
+    objects = CommandQuerySet.as_manager()
 
     class Meta:
         ordering = ["-queued_at"]

@@ -1,4 +1,5 @@
 import ipaddress
+from typing import Self
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -6,7 +7,7 @@ from django.core.exceptions import ValidationError
 from django.core.validators import RegexValidator
 from django.db import models
 
-from agents.models.commands import Command
+from agents.models.commands import Command, CommandStatus
 from fleet.models import Client
 from fleet.querysets import ScopedQuerySet
 from fleet.transitions import status_constraint
@@ -78,6 +79,12 @@ class Way(models.TextChoices):
     PORT = "port", "Its power port"
 
 
+class WakeQuerySet(ScopedQuerySet["Wake"]):
+    def under_way(self) -> Self:
+        """Those that were let, and of which it is not known yet what came of them."""
+        return self.filter(command__is_open=True, command__status=CommandStatus.SENT)
+
+
 class Wake(models.Model):
     """How a command to power on is carried out: by which way, how often it was tried, and by whom.
 
@@ -101,7 +108,7 @@ class Wake(models.Model):
     product = models.CharField(max_length=100, blank=True, help_text="Of the client, as it was then.")
     adapter = models.CharField(max_length=9, blank=True, help_text="Its first graphics adapter: 1013:00b8.")
 
-    objects = ScopedQuerySet["Wake"].as_manager()
+    objects = WakeQuerySet.as_manager()
 
     class Meta:
         ordering = ["-command__queued_at"]

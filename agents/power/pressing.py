@@ -24,7 +24,7 @@ _pressed: set[UUID] = set()  # commands that a thread has in hand
 
 def press_due() -> None:
     """Begin to press what waits for it. Called often, also when nothing does; returns at once."""
-    due = Wake.objects.filter(way=Way.PORT, command__status=CommandStatus.SENT, dealt__lt=F("rounds"))
+    due = Wake.objects.under_way().filter(way=Way.PORT, dealt__lt=F("rounds"))
     for command in due.values_list("command", flat=True):
         with _lock:
             if command in _pressed:
@@ -47,8 +47,8 @@ def _press(command: UUID) -> None:
 
 def press(command: UUID) -> None:
     """Press the power port of one command's client. One that cannot be reached is tried again in the next round, if there is one."""
-    wakes = Wake.objects.select_related("command__client__site", "command__client__power_port")
-    wake = wakes.filter(pk=command, command__status=CommandStatus.SENT, dealt__lt=F("rounds")).first()
+    wakes = Wake.objects.under_way().select_related("command__client__site", "command__client__power_port")
+    wake = wakes.filter(pk=command, dealt__lt=F("rounds")).first()
     if wake is None:
         return
     client, trouble = wake.command.client, ""

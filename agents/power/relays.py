@@ -54,7 +54,7 @@ def _awake(site: int, network: str) -> list[tuple[UUID, bool]]:
     """Clients of a LAN that could relay, the idle ones first, and whether each is busy with a command of its own."""
     if not network:
         return []
-    commands = Command.objects.filter(client=OuterRef("client"), is_open=True)
+    commands = Command.objects.open().filter(client=OuterRef("client"))
     idle = Case(When(client__state=ClientState.READY, then=Value(0)), default=Value(1))
     sessions = BootSession.objects.filter(
         status=SessionStatus.OPEN,
@@ -119,8 +119,8 @@ def permitted(args: dict[str, Any]) -> dict[str, Any]:
     The passwords stand nowhere else with it.
     """
     macs = [entry["mac"] for entry in args["macs"]]
-    waking = Command.objects.filter(verb=Verb.WAKE, status=CommandStatus.SENT, client__mac__in=macs).select_related(
-        "client"
+    waking = (
+        Command.objects.open(CommandStatus.SENT).filter(verb=Verb.WAKE, client__mac__in=macs).select_related("client")
     )
     keys = permits.keys()
     allowed = {mac: command.client.secure_on for command in waking if (mac := permits.permitted(command, keys))}
