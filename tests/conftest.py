@@ -22,8 +22,12 @@ def django_db_modify_db_settings(tmp_path_factory: pytest.TempPathFactory) -> No
 
 @pytest.fixture(scope="session", autouse=True)
 def static_root(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whitenoise warns of a directory that only collectstatic makes; tests find static files where they are written."""
+    """Whitenoise warns of a directory that only collectstatic makes; tests find static files where they are written, when they are asked for.
+
+    Each test has a browser or two of its own, for which all files would be listed first.
+    """
     settings.STATIC_ROOT = tmp_path_factory.mktemp("static")
+    settings.WHITENOISE_AUTOREFRESH = True
 
 
 @pytest.fixture(scope="session", autouse=True)
