@@ -256,6 +256,16 @@ def test_what_is_due_at_once_is_committed_with_the_order(
     assert not Target.objects.filter(campaign=later).exists()
 
 
+def test_where_all_are_ordered_at_once_the_worker_has_nothing_to_do_yet(
+    world: World, django_capture_on_commit_callbacks: Callable[..., Any]
+) -> None:
+    make_hall(world.clubroom, "A1", "A2")
+    with django_capture_on_commit_callbacks() as callbacks:
+        campaign = campaigns.start(planned(world), world.vera)
+    assert ordered(campaign) == ["A1", "A2"]
+    assert sum(getattr(one, "__module__", "") == "fleet.queue" for one in callbacks) == 1, "the sender is told"
+
+
 # --- approved ----------------------------------------------------------------------------------------------------
 
 
