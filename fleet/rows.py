@@ -91,11 +91,13 @@ def _update(
             array, parameter = _array(field, values)
             arrays.append(array)
             given.append(parameter)
+    # The keys once more, as a list: or all rows of a table that is not large yet would be read for a thousand of them.
+    where = [f"{table}.{quote(key.column)} = given0", f"{table}.{quote(key.column)} = ANY({arrays[0]})", *where]
     statement = (
         f"UPDATE {table} SET {', '.join(changes)} FROM UNNEST({', '.join(arrays)}) AS given({', '.join(names)}) "  # noqa: S608
-        f"WHERE {' AND '.join((f'{table}.{quote(key.column)} = given0', *where))}"
+        f"WHERE {' AND '.join(where)}"
     )
-    return statement, [*said, *given, *fixed]
+    return statement, [*said, *given, given[0], *fixed]
 
 
 _PLAIN = {"UUIDField", "AutoField", "BigAutoField", "IntegerField", "BigIntegerField", "PositiveBigIntegerField"}
