@@ -24,7 +24,9 @@ class HomeRestore(models.Model):
 
     SITE = "site"
 
-    site = models.ForeignKey(Site, on_delete=models.PROTECT, related_name="restores")
+    site = models.ForeignKey(  # by the index of restore_newest_of_site
+        Site, on_delete=models.PROTECT, related_name="restores", db_index=False
+    )
     client = models.ForeignKey(Client, on_delete=models.PROTECT, related_name="restores")
     command = models.OneToOneField(Command, on_delete=models.PROTECT, related_name="restore")
     at = models.DateTimeField()
@@ -54,6 +56,7 @@ class HomeRestore(models.Model):
                 name="restore_restored_means_equal",
             ),
         ]
+        indexes = [models.Index(fields=["site", "-at", "-id"], name="restore_newest_of_site")]  # for the board
 
     def __str__(self) -> str:
         return f"restore of {self.client_name} at {self.at:%Y-%m-%d %H:%M:%S}"
