@@ -1,6 +1,6 @@
 # Stateless Fleet. `make` prints what there is to do.
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-machines test-server test-rows test-fast test-fast-fleet test-fast-rest check lock clean bench-boot bench-build bench-cycle bench-fleet bench-fanout setup-run setup-lab setup-test setup-bench
+.PHONY: help demo run test test-machines test-server test-rows-fleet test-rows-agents test-fast test-fast-fleet test-fast-rest check lock clean bench-boot bench-build bench-cycle bench-fleet bench-fanout setup-run setup-lab setup-test setup-bench
 PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -32,17 +32,19 @@ FAILURES := $(CURDIR)/var/failures
 MACHINES := tests/lab tests/initrd tests/daemon
 AS_LANE = 2>&1 | (trap '' INT; exec sed -u 's/^/$(@:test-%=%) | /')
 FAST := -m "not slow and not lab and not build and not browser"
-ROWS := -m "not lab and not build and not browser and not once" tests/fleet tests/images tests/agents tests/board tests/trust
+ROWS := $(PYTHON) -m tests.postgres -- $(PYTEST) -m "not lab and not build and not browser and not once"
 
 test: setup-test ## the whole suite, on SQLite and PostgreSQL, with real builds, boots and browsers
 	@rm -rf $(FAILURES) && mkdir -p $(FAILURES)
-	@export FLEET_TEST_FAILURES=$(FAILURES); $(LANES) test-machines test-server test-rows || $(PYTHON) -m tests.failures $(FAILURES) $$? 3 # runs of pytest
+	@export FLEET_TEST_FAILURES=$(FAILURES); $(LANES) test-machines test-server test-rows-fleet test-rows-agents || $(PYTHON) -m tests.failures $(FAILURES) $$? 4 # runs of pytest
 test-machines:
 	@$(PYTEST) $(MACHINES) $(AS_LANE)
 test-server:
 	@$(PYTEST) $(MACHINES:%=--ignore=%) $(AS_LANE)
-test-rows:
-	@$(PYTHON) -m tests.postgres -- $(PYTEST) $(ROWS) $(AS_LANE)
+test-rows-fleet:
+	@$(ROWS) tests/fleet tests/images tests/board tests/trust $(AS_LANE)
+test-rows-agents:
+	@$(ROWS) tests/agents $(AS_LANE)
 
 test-fast: setup-test ## what takes less than a minute
 	@$(LANES) test-fast-fleet test-fast-rest
