@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('agents', '0013_sessions_by_status'),
+        ('agents', '0012_open_commands_by_a_column'),
         ('fleet', '0014_quickly_packed_entries'),
     ]
 
