@@ -21,6 +21,7 @@ from agents.models import (
     CampaignStatus,
     Command,
     CommandStatus,
+    Envelope,
     Offline,
     OnFailure,
     Order,
@@ -271,8 +272,8 @@ def _room(order: Order, now: datetime) -> int:
     if not order.beyond_cap and (cap := caps.cap_of(order.site_id, order.verb)):
         here = queued.filter(client__site=order.site_id).count()
         if cap.per_minute:
-            signed = Command.objects.filter(verb=order.verb, client__site=order.site_id, sent_at__gt=now - MINUTE)
-            room = min(room, cap.per_minute - signed.count() - here)
+            signed = Envelope.objects.filter(command__verb=order.verb, command__client__site=order.site_id)
+            room = min(room, cap.per_minute - signed.filter(signed_at__gt=now - MINUTE).count() - here)
         if cap.at_once:
             room = min(room, cap.at_once - caps.under_way(order.site_id, order.verb) - here)
     return max(0, room)

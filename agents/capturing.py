@@ -47,7 +47,7 @@ def archive_of(command: UUID) -> Path:
 
 def begin(session: BootSession, key: UUID) -> int:
     """The most bytes that may come for the command ``key`` now. Raises WrongState for any but an accepted capture of this boot."""
-    return int(_waiting(session, key).args["most_bytes"])
+    return int(_waiting(session, key).envelope.args["most_bytes"])
 
 
 @transaction.atomic
@@ -60,8 +60,9 @@ def received(session: BootSession, key: UUID, size: int, sha256: str) -> None:
 
 
 def _waiting(session: BootSession, key: UUID) -> Command:
-    command = Command.objects.filter(pk=key, client=session.client_id, verb=Verb.CAPTURE).first()
-    if command is None or command.session_id != session.pk:
+    mine = Command.objects.filter(client=session.client_id, verb=Verb.CAPTURE, envelope__session=session)
+    command = mine.filter(pk=key).first()
+    if command is None:
         raise WrongState(f"{key} is no capture of this client's in this boot.")
     if command.status != CommandStatus.ACCEPTED:
         raise WrongState(f"The {command} is {command.get_status_display().lower()}: nothing is awaited for it.")
@@ -77,7 +78,7 @@ def judge(command: Command, said: Mapping[str, Any]) -> tuple[CommandStatus, str
         return CommandStatus.FAILED, "no home arrived", {}
     if (said.get("bytes"), said.get("sha256")) != (came["bytes"], came["sha256"]):
         return CommandStatus.FAILED, "what arrived is not what the client says it sent", {}
-    image = image_of(command.session)
+    image = image_of(command.envelope.session)
     if image is None:
         return CommandStatus.FAILED, "its release is gone, and with it the image whose home it would be", {}
     counts = {key: said[key] for key in ("files", "skipped") if protocol.count(said.get(key))}

@@ -5,7 +5,7 @@ from datetime import datetime
 from uuid import UUID
 
 from agents import speaking, telling
-from agents.models import BootSession, Command, CommandStatus, SessionStatus, Verb
+from agents.models import BootSession, Command, CommandStatus, Envelope, SessionStatus, Verb
 
 
 def awaited() -> list[UUID]:
@@ -23,14 +23,15 @@ def cut_off(since: datetime) -> set[UUID]:
 def envelopes(asked: Sequence[tuple[UUID, int]]) -> list[list[dict[str, str]]]:
     """The deliverable commands of each session above its cursor, oldest first. One that was delivered and not accepted comes again."""
     sessions = [session for session, _ in asked]
-    sent = Command.objects.filter(session__among=sessions, status=CommandStatus.SENT).order_by("sequence")
+    sent = Envelope.objects.filter(session__among=sessions, command__status=CommandStatus.SENT).order_by("sequence")
     found: dict[UUID | None, list[tuple[int, dict[str, str]]]] = {}
     steps = []
-    columns = ("order", "pk", "client", "session", "sequence", "envelope", "signature", "key_id")
-    for command in sent.values_list(*columns, named=True):
-        envelope = speaking.envelope(bytes(command.envelope), bytes(command.signature), command.key_id)
-        found.setdefault(command.session, []).append((command.sequence or 0, envelope))
-        steps.append(telling.Step(command.order, command.pk, command.client, command.session))
+    step = ("command__order", "command", "command__client", "session")
+    rows = sent.values_list(*step, "sequence", "body", "signature", "key_id")
+    for order, command, client, session, sequence, body, signature, key in rows:
+        envelope = speaking.envelope(bytes(body), bytes(signature), key)
+        found.setdefault(session, []).append((sequence or 0, envelope))
+        steps.append(telling.Step(order, command, client, session))
     telling.delivered(steps)
     return [
         [envelope for sequence, envelope in found.get(session, ()) if sequence > cursor] for session, cursor in asked

@@ -6,7 +6,7 @@ follows is written with a handful of statements. The end of the audit chain is l
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from agents import capturing, metrics, restoring, stories, telling
 from agents.daemon import protocol
-from agents.models import BootSession, Command, CommandStatus, Verb
+from agents.models import BootSession, Command, CommandStatus, Verb, args_of
 from agents.observing import observe
 from fleet import audit
 from fleet.columns import Epoch, Text
@@ -76,6 +76,7 @@ def _follow(ends: Mapping[UUID, End]) -> None:
 class Told(NamedTuple):
     """What the daemon of a client told at once: reports in the form of docs/protocol.md, checked by the caller."""
 
+    session: UUID
     client: UUID
     reports: Sequence[Mapping[str, Any]]
 
@@ -88,33 +89,31 @@ class _Standing:
     verb: str
     status: str
     order: str
-    session: str | None
     sent_at: float | None  # in seconds since 1970
-    args: dict[str, Any] = field(default_factory=dict)
+    envelope: bytes | memoryview | None = None
     ends: End | None = None
     doubt: str = ""  # why it has not come about, though its evidence said so
 
 
 def take_report(session: BootSession, report: Mapping[str, Any]) -> str:
     """Apply one report of ``session``'s client; "" when taken, else why not. Taking one twice changes nothing."""
-    return take_reports([Told(session.client_id, [report])])[0][0]
+    return take_reports([Told(session.pk, session.client_id, [report])])[0][0]
 
 
 @transaction.atomic
 def take_reports(told: Sequence[Told]) -> list[list[str]]:
     """Apply the reports of many clients; for each "" when taken, else why not. A command of another client is not touched."""
     keys = {report["command"] for one in told for report in one.reports}
-    rows = Command.objects.select_for_update(no_key=True).filter(pk__among=keys).order_by("pk")
-    columns: list[str | Combinable] = [Text("pk"), "client", "verb", "status", Text("order"), Text("session")]
-    columns.append(Epoch("sent_at"))
+    rows = Command.objects.select_for_update(of=("self",), no_key=True).filter(pk__among=keys).order_by("pk")
+    columns: list[str | Combinable] = [Text("pk"), "client", "verb", "status", Text("order"), Epoch("sent_at")]
     if any(report["state"] != protocol.ACCEPTED for one in told for report in one.reports):
-        columns.append("args")  # which nobody need read of thousands that begin
+        columns.append("envelope__body")  # which nobody need read of thousands that begin
     standing = {row[0]: _Standing(*row[1:]) for row in rows.values_list(*columns)}
-    accepted: list[str] = []
+    accepted: dict[str, UUID] = {}
     acting: dict[str, datetime] = {}
     strange: list[tuple[UUID, str]] = []
     answers: list[list[str]] = []
-    for client, reports in told:
+    for session, client, reports in told:
         answers.append([])
         for report in reports:
             key = report["command"]
@@ -126,7 +125,7 @@ def take_reports(told: Sequence[Told]) -> list[list[str]]:
             was = command.status
             answers[-1].append(_take(key, command, report))
             if was == CommandStatus.SENT and command.status == CommandStatus.ACCEPTED:
-                accepted.append(key)
+                accepted[key] = session
             if command.status == CommandStatus.ACCEPTED and _time(report["result"].get("acts_at_ms")):
                 acts_at = datetime.fromtimestamp(report["result"]["acts_at_ms"] / 1000, UTC)
                 acting[key] = min(acts_at, timezone.now() + LONGEST_WARNING)
@@ -185,7 +184,7 @@ def _ended(key: str, command: _Standing, report: Mapping[str, Any]) -> End | Non
     if state == protocol.FAILED:
         return End(CommandStatus.FAILED, reason or "the client could not do it", clean_result(report["result"]))
     if command.verb == Verb.CYCLE:
-        return _judge_cycle(command.args["home_digest"], clean_result(report["result"]))
+        return _judge_cycle(args_of(command.envelope)["home_digest"], clean_result(report["result"]))
     if command.verb == Verb.CAPTURE:
         with transaction.atomic():
             return End(*capturing.judge(_whole(key), report["result"]))
@@ -207,22 +206,22 @@ def _judge_cycle(home_digest: str, result: dict[str, Any]) -> End:
 
 
 def _whole(key: str) -> Command:
-    rows = Command.objects.select_related("order__site", "order__ordered_by", "client", "session__client_class")
-    return rows.get(pk=key)
+    needed = ("order__site", "order__ordered_by", "client", "envelope__session__client_class")
+    return Command.objects.select_related(*needed).get(pk=key)
 
 
-def _accept(keys: Sequence[str], standing: Mapping[str, _Standing]) -> None:
-    if not keys:
+def _accept(sessions: Mapping[str, UUID], standing: Mapping[str, _Standing]) -> None:
+    """These commands are accepted, in these sessions."""
+    if not sessions:
         return
     at = timezone.now()
-    Command.objects.filter(pk__among=keys, status=CommandStatus.SENT).update(
+    Command.objects.filter(pk__among=sessions, status=CommandStatus.SENT).update(
         status=CommandStatus.ACCEPTED, accepted_at=at
     )
-    commands = [(key, standing[key]) for key in keys]
-    steps = [telling.Step(command.order, key, command.client, command.session) for key, command in commands]
-    transaction.on_commit(
-        partial(metrics.accepted, [(command.verb, command.sent_at) for _, command in commands], at.timestamp())
-    )
+    commands = [(standing[key], key, session) for key, session in sessions.items()]
+    steps = [telling.Step(command.order, key, command.client, session) for command, key, session in commands]
+    times = [(command.verb, command.sent_at) for command, _, _ in commands]
+    transaction.on_commit(partial(metrics.accepted, times, at.timestamp()))
     transaction.on_commit(partial(telling.accepted, steps))
 
 
@@ -278,7 +277,7 @@ def new_boots(boots: Iterable[Boot]) -> None:
     began = {boot.client: boot.boot_id for boot in boots}
     under_way = Command.objects.open(*_UNDER_WAY).filter(client__among=list(began))
     commands = under_way.select_for_update(of=("self",), no_key=True)
-    rows = commands.order_by("pk").values_list("pk", "client", "verb", "status", "session__boot_id")
+    rows = commands.order_by("pk").values_list("pk", "client", "verb", "status", "envelope__session__boot_id")
     _end_all(
         {
             pk: _by_new_boot(verb, status, began[client])
@@ -312,8 +311,8 @@ def silence(session: BootSession, how: str) -> bool:
 @transaction.atomic
 def silences(sessions: Collection[UUID], how: str) -> int:
     """The same of many; of how many it was to be so."""
-    accepted = Command.objects.select_for_update(no_key=True).filter(
-        session__among=sessions, verb=Verb.POWEROFF, status=CommandStatus.ACCEPTED
+    accepted = Command.objects.select_for_update(of=("self",), no_key=True).filter(
+        envelope__session__among=sessions, verb=Verb.POWEROFF, status=CommandStatus.ACCEPTED
     )
     keys = list(accepted.order_by("pk").values_list("pk", flat=True))
     _end_all({key: End(CommandStatus.SUCCEEDED, how, {}) for key in keys})

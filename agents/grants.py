@@ -38,26 +38,16 @@ WEB: dict[str, Rights] = {
     "fleet.AuditCheckpoint": NONE,
     "agents.HomeRestore": APPEND,
     "agents.Command": GROW,
+    "agents.Envelope": NONE,
     "contenttypes.ContentType": NONE,
     "auth.Permission": NONE,
 }
 # The sender's own columns, within what others may change.
 NOT_WEB = {
-    "agents.Command": (
-        "client",
-        "order",
-        "verb",
-        "session",
-        "args",
-        "sequence",
-        "envelope",
-        "signature",
-        "key_id",
-        "sent_at",
-    ),
+    "agents.Command": ("client", "order", "verb", "args", "sent_at"),
 }
-# A command is born waiting and unsigned: only the sender makes anything else of it.
-UNSIGNED = "status = 'queued' AND sequence IS NULL AND envelope = '' AND signature = '' AND key_id = ''"
+# A command is born waiting: only the sender makes anything else of it.
+UNSIGNED = "status = 'queued'"
 
 OBSERVED = ("state", "since", "last_seen", "trouble", "adapters", "memory_kib", "product", "serial", "client_class")
 REPORTED = ("network", "hold_reason", "hold_until", "twin_at")
@@ -81,11 +71,9 @@ OTHERS: dict[str, dict[str, Rights]] = {
     "sender": {
         "agents.Command": Rights(
             insert=True,
-            update=(
-                *("status", "session", "args", "sequence", "envelope", "signature", "key_id", "sent_at"),
-                *("accepted_at", "finished_at", "expires_at", "reason", "result"),
-            ),
+            update=("status", "sent_at", "accepted_at", "finished_at", "expires_at", "reason", "result"),
         ),
+        "agents.Envelope": APPEND,
         "agents.Wake": Rights(insert=True, update=("rounds", "next_at", "dealt", "sent_at", "trouble")),
         "agents.Wake_relays": APPEND,
         "fleet.Client": Rights(update=("last_seen",)),  # to lock those that it wakes

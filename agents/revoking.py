@@ -37,7 +37,7 @@ def revoke(session: BootSession, actor: User | AnonymousUser, reason: str = "") 
     client = locked(session.client_id)
     lives = BootSession.objects.filter(pk=session.pk, status__in=BootSession.LIVE).exists()
     move(session, SessionStatus.REVOKED, ended_at=timezone.now())
-    commands = Command.objects.filter(session=session, status=CommandStatus.SENT)
+    commands = Command.objects.filter(envelope__session=session, status=CommandStatus.SENT)
     for command in commands.select_related("order__site", "order__ordered_by", "client"):
         end(command, CommandStatus.EXPIRED, "its session was revoked")
     if lives:

@@ -63,7 +63,7 @@ def hindrances(slots: Slots, stage: str) -> list[str]:
             ),
         ]
     if stage == "retire" and slots.old and slots.kind == "command":
-        flying = Command.objects.open(CommandStatus.SENT).filter(key_id=slots.old)
+        flying = Command.objects.open(CommandStatus.SENT).filter(envelope__key_id=slots.old)
         return _waits((str(command) for command in flying.select_related("client")), f"sent with {slots.old}")
     if stage == "retire" and slots.old and slots.kind == "image":
         return _waits(signatures.signed_by(slots.old), f"signed by {slots.old}, and not started any more without it")

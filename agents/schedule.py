@@ -35,7 +35,9 @@ def tick() -> None:
 
 
 def _commands(*statuses: CommandStatus, **late: datetime) -> "list[Command]":
-    rows = Command.objects.select_related("order__site", "order__ordered_by", "client", "session__client_class")
+    rows = Command.objects.select_related(
+        "order__site", "order__ordered_by", "client", "envelope__session__client_class"
+    )
     return list(rows.open(*statuses).filter(**late))
 
 
@@ -56,7 +58,7 @@ def _lose_commands() -> None:
     for command in _commands(CommandStatus.ACCEPTED, accepted_at__lt=soonest):
         limit = limits.get(Verb(command.verb), settings.COMMAND_LIFE)
         assert command.accepted_at is not None
-        warned = command.accepted_at + timedelta(seconds=command.args.get("warn_s", 0))
+        warned = command.accepted_at + timedelta(seconds=command.order.args.get("warn_s", 0))
         if timezone.now() - max(warned, command.acts_at or warned) > timedelta(seconds=limit):
             _end(command, CommandStatus.LOST, f"accepted, but without a proof within {limit} s")
 

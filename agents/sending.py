@@ -24,13 +24,13 @@ from django.utils import timezone
 from agents import caps, freezing, speaking, telling, waking, witnessing
 from agents.book import Book
 from agents.daemon import protocol
-from agents.models import Command, CommandQuerySet, CommandStatus, Order, SessionStatus, Verb
+from agents.models import Command, CommandQuerySet, CommandStatus, Envelope, Order, SessionStatus, Verb
 from agents.power import relays
 from fleet import audit
 from fleet.columns import Epoch, Text
 from fleet.exceptions import SiteError
 from fleet.overlap import Overlap
-from fleet.rows import update_rows
+from fleet.rows import insert_rows
 from fleet.signing import Signer
 from images import homes
 from images.models import HomeTemplate, Release
@@ -120,9 +120,9 @@ def _sign_and_hand_over(site: int, verb: str, ready: Sequence["Draft"]) -> int:
     if freezing.standing(site):
         return 0
     signed = _sign(verb, ready)
-    telling.signed(verb, (draft.order for draft in ready))
+    telling.signed(verb, (one.order for one in signed))
     nudge(signed)
-    return len(ready)
+    return len(signed)
 
 
 # Faster than an encoder: of base64 and a key's id nothing need be escaped.
@@ -254,7 +254,7 @@ def _write_down(verb: str, ready: Iterable[Draft], orders: Mapping[str, Order]) 
 
 @transaction.atomic
 def _sign(verb: str, ready: Iterable[Draft]) -> list[Signed]:
-    """Make the envelopes. Who was cancelled meanwhile stays cancelled: the client's acceptance is not taken."""
+    """Make the envelopes. What was taken back meanwhile has none, and goes nowhere."""
     signer, now = _signer(), timezone.now()
     write = _Scribe(verb, round(now.timestamp() * 1000))
     bodies = defaultdict[int, list[tuple[Draft, bytes]]](list)  # by version
@@ -265,19 +265,21 @@ def _sign(verb: str, ready: Iterable[Draft]) -> list[Signed]:
             log.warning("A command cannot be signed: %s", error)
             bad = Command.objects.filter(pk=draft.key, status=CommandStatus.QUEUED)
             bad.update(status=CommandStatus.FAILED, finished_at=now, reason="it is not in the protocol")
-    rows, signed, key_id = [], [], signer.key_id
+    rows, signed = [], []
+    pattern = Envelope(key_id=signer.key_id, signed_at=now)
     for version, written in bodies.items():
         signatures = speaking.sign(signer, [body for _, body in written], version)
         for (draft, body), signature in zip(written, signatures, strict=True):
-            rows.append(
-                (draft.key, draft.session, draft.sequence, draft.args, CommandStatus.SENT, body, signature, key_id, now)
-            )
-            envelope = _JSON(**speaking.envelope(body, signature, key_id))
+            rows.append((draft.key, draft.session, draft.sequence, body, signature))
+            envelope = _JSON(**speaking.envelope(body, signature, signer.key_id))
             state = protocol.CYCLING if verb == Verb.CYCLE and not draft.args.get("warn_s") else ""
             keys = (draft.client, draft.session or "", draft.order, draft.key)
-            signed.append(Signed(*keys, draft.sequence, key_id, state, envelope))
-    columns = ["session", "sequence", "args", "status", "envelope", "signature", "key_id", "sent_at"]
-    update_rows(Command, columns, rows, status=CommandStatus.QUEUED)
+            signed.append(Signed(*keys, draft.sequence, signer.key_id, state, envelope))
+    mine = Command.objects.filter(pk__among=[row[0] for row in rows])
+    if mine.filter(status=CommandStatus.QUEUED).update(status=CommandStatus.SENT, sent_at=now) < len(rows):
+        still = set(mine.filter(status=CommandStatus.SENT).values_list(Text("pk"), flat=True))
+        rows, signed = [row for row in rows if row[0] in still], [one for one in signed if one.command in still]
+    insert_rows(pattern, ("command", "session", "sequence", "body", "signature"), rows)
     return signed
 
 

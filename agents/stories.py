@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from agents.models import Command, Verb
+from agents.models import Command, Verb, args_of
 from fleet.models import Client
 
 _PATHS = {
@@ -15,8 +15,10 @@ _PATHS = {
     "client_name": "client__name",
     "seat": "client__seat",
     "class_now": "client__client_class__name",
-    "boot_id": "session__boot_id",
-    "class_then": "session__client_class__name",
+    "session": "envelope__session",
+    "boot_id": "envelope__session__boot_id",
+    "class_then": "envelope__session__client_class__name",
+    "body": "envelope__body",
 }
 
 
@@ -27,7 +29,6 @@ class Story(NamedTuple):
     verb: str
     status: str
     reason: str
-    args: dict[str, Any]
     queued_at: datetime
     sent_at: datetime | None
     accepted_at: datetime | None
@@ -43,6 +44,12 @@ class Story(NamedTuple):
     session: UUID | None
     boot_id: UUID | None
     class_then: str | None
+    body: bytes | memoryview | None
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """As they were signed."""
+        return args_of(self.body)
 
     @property
     def who(self) -> str:

@@ -13,7 +13,7 @@ from django.db.models import Count, Min, QuerySet
 from django.utils import timezone
 
 from agents.caps import UNAPPROVED
-from agents.models import Cap, Command, CommandStatus, Freeze
+from agents.models import Cap, Command, CommandStatus, Envelope, Freeze
 
 MINUTE = timedelta(seconds=60)
 
@@ -49,10 +49,9 @@ class Use:
 
 def signed_within_a_minute() -> dict[tuple[int, str], int]:
     """By site and verb."""
-    rows = Command.objects.filter(sent_at__gt=timezone.now() - MINUTE).order_by()
-    return {
-        (site, verb): number for site, verb, number in rows.values_list("order__site", "verb").annotate(Count("pk"))
-    }
+    rows = Envelope.objects.filter(signed_at__gt=timezone.now() - MINUTE).order_by()
+    by = rows.values_list("command__order__site", "command__verb")
+    return {(site, verb): number for site, verb, number in by.annotate(Count("pk"))}
 
 
 def uses() -> Iterator[Use]:

@@ -20,13 +20,23 @@ from django.utils import timezone
 
 from agents import freezing
 from agents.evidence import end
-from agents.models import BootSession, BootToken, Command, CommandStatus, Order, SessionStatus, Verb, Wake, Way
+from agents.models import (
+    BootSession,
+    BootToken,
+    Command,
+    CommandStatus,
+    Envelope,
+    Order,
+    SessionStatus,
+    Verb,
+    Wake,
+    Way,
+)
 from agents.power import permits, relays
 from fleet import audit
 from fleet.exceptions import WrongState
 from fleet.models import Admission, Client
 from fleet.queue import enqueue
-from fleet.rows import update_rows
 from fleet.signing import Signer
 
 log = logging.getLogger(__name__)
@@ -69,12 +79,9 @@ def send(keys: Sequence[UUID], signer: Signer) -> int:
             wakes.append(_wake(command))
     until = now + timedelta(seconds=settings.BOOT_LIMIT)
     expires = until + timedelta(seconds=GRACE_S)
-    rows = (
-        (wake.command_id, CommandStatus.SENT, now, expires, *permits.permit(wake.command, signer, until))
-        for wake in wakes
-    )
-    columns = ["status", "sent_at", "expires_at", "envelope", "signature", "key_id"]
-    update_rows(Command, columns, rows, status=CommandStatus.QUEUED)
+    let = Command.objects.filter(pk__in=[wake.command_id for wake in wakes], status=CommandStatus.QUEUED)
+    let.update(status=CommandStatus.SENT, sent_at=now, expires_at=expires)
+    Envelope.objects.bulk_create(permits.permit(wake.command, signer, now, until) for wake in wakes)
     Wake.objects.bulk_create(wakes)
     going = _begin(wakes)
     _write_down(going)

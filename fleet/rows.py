@@ -139,7 +139,16 @@ def insert_rows(
     fixed = [field for field in pattern._meta.concrete_fields if field not in given and field.db_returning is False]
     names = ", ".join(quote(str(field.column)) for field in (*given, *fixed))  # type: ignore[union-attr]
     values = [field.get_db_prep_save(field.pre_save(pattern, add=True), connection) for field in fixed]
-    query, parameters = _query(rows) if isinstance(rows, models.QuerySet) else _listed(given, rows)
+    if connection.vendor == "sqlite" and not isinstance(rows, models.QuerySet):
+        each = ", ".join(["%s"] * (len(given) + len(fixed)))
+        statement = f"INSERT INTO {quote(pattern._meta.db_table)} ({names}) VALUES ({each}) ON CONFLICT DO NOTHING"  # noqa: S608
+        prepared = [
+            [*(_stored(field, value) for field, value in zip(given, row, strict=True)), *values] for row in rows
+        ]
+        with connection.cursor() as cursor:
+            cursor.executemany(statement, prepared)
+            return max(0, int(cursor.rowcount))
+    query, parameters = rows.query.sql_with_params() if isinstance(rows, models.QuerySet) else _listed(given, rows)
     statement = (
         f"INSERT INTO {quote(pattern._meta.db_table)} ({names}) "  # noqa: S608 - names of columns
         f"SELECT given.*{', %s' * len(fixed)} FROM ({query}) AS given WHERE TRUE ON CONFLICT DO NOTHING"
@@ -149,25 +158,8 @@ def insert_rows(
         return int(cursor.rowcount)
 
 
-def _query(rows: "models.QuerySet[Any, Any]") -> tuple[str, Sequence[Any]]:
-    return rows.query.sql_with_params()
-
-
 def _listed(fields: Sequence[Any], rows: Iterable[Sequence[Any]]) -> tuple[str, Sequence[Any]]:
-    """Rows as one value, or a column of values for each column of the table: however many, the database has one statement to read."""
-    if connection.vendor == "sqlite":
-        text = json.dumps(
-            [[_plain(field, value) for field, value in zip(fields, row, strict=True)] for row in rows], default=str
-        )
-        values = ", ".join(f"json_extract(value, '$[{number}]')" for number in range(len(fields)))
-        return f"SELECT {values} FROM json_each(%s)", [text]  # noqa: S608 - numbers
+    """A column of values for each column of the table: however many rows, PostgreSQL has one statement to read."""
     columns = list(zip(*rows, strict=True)) or [()] * len(fields)
     arrays, parameters = zip(*map(_array, fields, columns), strict=True)
     return f"SELECT * FROM UNNEST({', '.join(arrays)})", parameters  # noqa: S608 - types of columns
-
-
-def _plain(field: Any, value: Any) -> Any:
-    """What stands for a value in the list: JSON as text, or it would be a part of that list."""
-    if isinstance(field, models.JSONField):
-        return json.dumps(value, cls=field.encoder)
-    return field.get_db_prep_save(getattr(value, "pk", value), connection)

@@ -1,6 +1,6 @@
 """Orders and their commands: read, and taken back while they wait."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
 from django.db.models import Count, F, Q, QuerySet
@@ -9,12 +9,17 @@ from django.template.defaultfilters import pluralize
 from django.utils.safestring import SafeString
 
 from agents import services
-from agents.models import Command, CommandStatus, Order
+from agents.models import Command, CommandStatus, Envelope, Order
 from fleet.admin.guarded import actor
 from fleet.admin.logs import pretty
 from fleet.admin.scoped import M, ScopedAdmin, holds
 from fleet.exceptions import OperatorError
 from fleet.roles import Right
+
+if TYPE_CHECKING:
+    _StackedInline = admin.StackedInline[Envelope, Command]
+else:
+    _StackedInline = admin.StackedInline  # it knows no type parameters while it runs
 
 
 class OperatedAdmin(ScopedAdmin[M]):
@@ -68,6 +73,28 @@ class OrderAdmin(OperatedAdmin[Order]):
         return super().render_change_form(request, context, *args, **kwargs)
 
 
+class EnvelopeInline(_StackedInline):
+    """What was signed, beside its command."""
+
+    model = Envelope
+    fields = readonly_fields = ("signed_at", "session", "sequence", "key_id", "arguments")
+    can_delete = False
+
+    @admin.display(description="arguments")
+    def arguments(self, envelope: Envelope) -> SafeString:
+        # A relay's own stand without passwords, which are nobody's to read here.
+        return pretty(envelope.command.args or envelope.args)
+
+    def has_view_permission(self, request: HttpRequest, obj: Command | None = None) -> bool:
+        return True  # to whom its command is shown
+
+    def has_add_permission(self, request: HttpRequest, obj: Command | None = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Command | None = None) -> bool:
+        return False
+
+
 @admin.register(Command)
 class CommandAdmin(OperatedAdmin[Command]):
     list_display = ["queued_at", "verb", "client", "status", "reason", "finished_at"]
@@ -76,17 +103,15 @@ class CommandAdmin(OperatedAdmin[Command]):
     search_fields = ["client__name", "client__seat", "reason"]
     date_hierarchy = "queued_at"
     actions = ["cancel"]
-    readonly_fields = ["arguments", "outcome"]
+    readonly_fields = ["outcome"]
     fieldsets = [
-        (None, {"fields": ["order", "client", "verb", "status", "reason", "session"]}),
+        (None, {"fields": ["order", "client", "verb", "status", "reason"]}),
         ("Times", {"fields": ["queued_at", "sent_at", "accepted_at", "finished_at", "expires_at"]}),
-        ("Envelope", {"fields": ["sequence", "key_id", "arguments"]}),
         ("Reported", {"fields": ["outcome"]}),
     ]
 
-    @admin.display(description="arguments")
-    def arguments(self, command: Command) -> SafeString:
-        return pretty(command.args)
+    def get_inlines(self, request: HttpRequest, obj: Command | None) -> list[Any]:
+        return [EnvelopeInline] if hasattr(obj, "envelope") else []
 
     @admin.display(description="result")
     def outcome(self, command: Command) -> SafeString:

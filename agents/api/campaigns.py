@@ -211,7 +211,7 @@ class CampaignViewSet(ScopedViewSet[Campaign]):
     def targets(self, request: Request, pk: str) -> Response:
         """The clients of a campaign in the order of their turns, and what became of each."""
         rows = Target.objects.filter(campaign=self.get_object()).select_related("client", "command")
-        rows = rows.defer("command__envelope", "command__signature", "command__result", "client__adapters")
+        rows = rows.defer("command__result", "client__adapters")
         asked = TargetFilters(request.query_params, queryset=rows, request=request)
         if not asked.is_valid():
             raise serializers.ValidationError(asked.errors)

@@ -19,6 +19,9 @@ from fleet.models import Client
 
 
 class CommandSerializer(serializers.ModelSerializer[Command]):
+    sequence = serializers.IntegerField(source="envelope.sequence", default=None, read_only=True, allow_null=True)
+    key_id = serializers.CharField(source="envelope.key_id", default="", read_only=True)
+
     class Meta:
         model = Command
         fields = [
@@ -38,7 +41,7 @@ class CommandFilters(Filters):
 class CommandViewSet(ScopedViewSet[Command]):
     """One order to one client and what became of it; `reason` says by which evidence it ended."""
 
-    queryset = Command.objects.all()
+    queryset = Command.objects.select_related("envelope").defer("envelope__body", "envelope__signature")
     serializer_class = CommandSerializer
     filterset_class = CommandFilters
     page_order = ("-queued_at", "pk")
@@ -105,7 +108,7 @@ class OrderFilters(SiteFilters):
 class OrderViewSet(ScopedViewSet[Order]):
     """What people asked of clients: restart, power down (`poweroff`), cycle, message, power on (`wake`)."""
 
-    queryset = Order.objects.select_related("ordered_by", "approved_by").prefetch_related("commands")
+    queryset = Order.objects.select_related("ordered_by", "approved_by").prefetch_related("commands__envelope")
     serializer_class = OrderSerializer
     filterset_class = OrderFilters
     page_order = ("-ordered_at", "pk")

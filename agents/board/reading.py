@@ -89,13 +89,13 @@ def _tiles(site: Site, clients: list[Client], open_commands: list[Command], offe
         command.client_id: Doing(command.verb, command.get_verb_display(), command.get_status_display().lower())
         for command in open_commands
     }
-    sent = Command.objects.filter(client=OuterRef("pk"), sequence__isnull=False).order_by("-sequence")
+    sent = Command.objects.filter(client=OuterRef("pk"), envelope__sequence__isnull=False).order_by("-queued_at")
     newest = Client.objects.filter(site=site).annotate(newest=Subquery(sent.values("pk")[:1]))
     last = {
         command.client_id: command
         for command in Command.objects.filter(pk__in=newest.values("newest"))
         .select_related("order__ordered_by")
-        .defer("envelope", "signature", "result", "args")
+        .defer("result", "args")
     }
     return [
         Tile(

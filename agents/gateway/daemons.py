@@ -322,7 +322,7 @@ class Daemons:
             raise Problem(400, f"reports is a list of 1 to {MOST_REPORTS} reports (docs/protocol.md, section 3).")
         # Somebody waits for a client to begin; what it has done is done.
         urgency = AT_ONCE if all(report["state"] == protocol.ACCEPTED for report in reports) else IN_TURN
-        told = evidence.Told(attendant.client, reports)
+        told = evidence.Told(attendant.session, attendant.client, reports)
         return Later(
             self._database.write_all(evidence.take_reports, told, urgency), partial(self._taken, attendant, reports)
         )

@@ -112,7 +112,8 @@ def _packets(commands: list[UUID]) -> dict[UUID, bytes]:
     """The packet of each command that has a permit of the sender's; a row alone is nothing to go by."""
     keys, packets = permits.keys(), dict[UUID, bytes]()
     for start in range(0, len(commands), 500):
-        for command in Command.objects.filter(pk__in=commands[start : start + 500]).select_related("client"):
+        rows = Command.objects.filter(pk__in=commands[start : start + 500])
+        for command in rows.select_related("client", "envelope"):
             if mac := permits.permitted(command, keys):
                 packets[command.pk] = magic(mac, command.client.secure_on)
             else:

@@ -1,6 +1,7 @@
 from agents.models.campaigns import Campaign, CampaignStatus, Offline, OnFailure, Target, TargetStatus, WaveBy
 from agents.models.caps import Cap, Freeze
 from agents.models.commands import Command, CommandQuerySet, CommandStatus, Order, Verb
+from agents.models.envelopes import Envelope, args_of
 from agents.models.power import PortKind, PowerPort, Wake, Way
 from agents.models.restores import HomeRestore, RestoreResult
 from agents.models.rollouts import Rollout, RolloutStatus
@@ -15,6 +16,7 @@ __all__ = [
     "Command",
     "CommandQuerySet",
     "CommandStatus",
+    "Envelope",
     "Freeze",
     "HomeRestore",
     "Offline",
@@ -33,4 +35,5 @@ __all__ = [
     "Wake",
     "WaveBy",
     "Way",
+    "args_of",
 ]

@@ -8,7 +8,6 @@ from django.utils import timezone
 
 from agents.daemon import protocol
 from agents.models.rollouts import Rollout
-from agents.models.sessions import BootSession
 from fleet.models import Client, Site
 from fleet.querysets import ScopedQuerySet
 from fleet.transitions import status_constraint
@@ -88,13 +87,13 @@ class CommandQuerySet(ScopedQuerySet["Command"]):
 
 
 class Command(models.Model):
-    """One order to one client: a signed envelope and what became of it. It always ends in a terminal status.
+    """One order to one client, and what became of it. It always ends in a terminal status.
 
         queued → sent → accepted → succeeded | failed | lost
            │       └──→ refused | expired | cancelled
            └──────────→ cancelled | expired
 
-    SENT means signed, with its audit entry committed before. ACCEPTED means the client said so before acting. LOST means
+    SENT means signed (``Envelope``), with its audit entry committed before. ACCEPTED means the client said so before acting. LOST means
     accepted, but nothing proved the effect in time. One that is sent can be cancelled, for a client asks before it acts.
     """
 
@@ -113,17 +112,12 @@ class Command(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     order = models.ForeignKey(Order, on_delete=models.PROTECT, related_name="commands")
-    client = models.ForeignKey(  # by the index of command_sequence_unique_for_client
+    client = models.ForeignKey(  # by the index command_newest_of_client
         Client, on_delete=models.PROTECT, related_name="commands", db_index=False
     )
-    session = models.ForeignKey(BootSession, null=True, on_delete=models.PROTECT, related_name="commands")
     verb = models.CharField(max_length=12, choices=Verb.choices)
-    args = models.JSONField(default=dict)
+    args = models.JSONField(default=dict, help_text="Of a relay's own; others have those of their order.")
     status = models.CharField(max_length=10, choices=CommandStatus.choices, default=CommandStatus.QUEUED)
-    sequence = models.PositiveBigIntegerField(null=True)
-    envelope = models.BinaryField(default=b"", help_text="The exact bytes that were signed.")
-    signature = models.BinaryField(default=b"")
-    key_id = models.CharField(max_length=40, blank=True)
     queued_at = models.DateTimeField(default=timezone.now)
     sent_at = models.DateTimeField(null=True)
     accepted_at = models.DateTimeField(null=True)
@@ -148,12 +142,11 @@ class Command(models.Model):
         constraints = [
             status_constraint(CommandStatus, "command_status_declared"),
             status_constraint(Verb, "command_verb_declared", "verb"),
-            models.UniqueConstraint(fields=["client", "sequence"], name="command_sequence_unique_for_client"),
             models.UniqueConstraint(
                 fields=["client"], condition=models.Q(is_open=True), name="command_one_open_per_client"
             ),
         ]
-        indexes = [models.Index(fields=["sent_at"], name="command_by_sent_at")]
+        indexes = [models.Index(fields=["client", "queued_at"], name="command_newest_of_client")]
 
     def __str__(self) -> str:
         return f"{self.get_verb_display().lower()} of {self.client}"

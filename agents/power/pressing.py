@@ -47,7 +47,8 @@ def _press(command: UUID) -> None:
 
 def press(command: UUID) -> None:
     """Press the power port of one command's client. One that cannot be reached is tried again in the next round, if there is one."""
-    wakes = Wake.objects.under_way().select_related("command__client__site", "command__client__power_port")
+    needed = ("command__client__site", "command__client__power_port", "command__envelope")
+    wakes = Wake.objects.under_way().select_related(*needed)
     wake = wakes.filter(pk=command, dealt__lt=F("rounds")).first()
     if wake is None:
         return

@@ -119,9 +119,8 @@ def permitted(args: dict[str, Any]) -> dict[str, Any]:
     The passwords stand nowhere else with it.
     """
     macs = [entry["mac"] for entry in args["macs"]]
-    waking = (
-        Command.objects.open(CommandStatus.SENT).filter(verb=Verb.WAKE, client__mac__in=macs).select_related("client")
-    )
+    sent = Command.objects.open(CommandStatus.SENT).filter(verb=Verb.WAKE, client__mac__in=macs)
+    waking = sent.select_related("client", "envelope")
     keys = permits.keys()
     allowed = {mac: command.client.secure_on for command in waking if (mac := permits.permitted(command, keys))}
     return {**args, "macs": [{"mac": mac, "secure": allowed[mac]} for mac in macs if mac in allowed]}

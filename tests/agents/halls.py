@@ -23,7 +23,7 @@ from agents.selecting import Selection
 from fleet import services
 from fleet.models import Admission, Client, ClientState, Site
 from fleet.transitions import move
-from tests.agents.restores import make_session
+from tests.agents.restores import make_envelope, make_session
 from tests.world import World, make_client
 
 
@@ -95,7 +95,8 @@ def accepts(*clients: Client) -> None:
             continue
         session = BootSession.objects.get(client=command.client, status=SessionStatus.OPEN)
         now = timezone.now()
-        move(command, CommandStatus.SENT, session=session, sent_at=now)
+        make_envelope(command, session)
+        move(command, CommandStatus.SENT, sent_at=now)
         move(command, CommandStatus.ACCEPTED, accepted_at=now)
 
 

@@ -1,6 +1,7 @@
 """Sessions, commands and restores for tests that need no client."""
 
 import hashlib
+import json
 import uuid
 from datetime import timedelta
 from typing import Any
@@ -8,7 +9,18 @@ from typing import Any
 from django.utils import timezone
 
 from agents import evidence, services
-from agents.models import BootSession, Command, CommandStatus, HomeRestore, Order, PowerPort, SessionStatus, Verb, Wake
+from agents.models import (
+    BootSession,
+    Command,
+    CommandStatus,
+    Envelope,
+    HomeRestore,
+    Order,
+    PowerPort,
+    SessionStatus,
+    Verb,
+    Wake,
+)
 from fleet.models import Client
 from tests.world import World
 
@@ -26,17 +38,20 @@ def make_session(client: Client, status: SessionStatus = SessionStatus.OPEN) -> 
     )
 
 
+def make_envelope(command: Command, session: BootSession | None = None, **fields: Any) -> Envelope:
+    """As if the sender had signed ``command``; ``args`` are what is in it."""
+    body = json.dumps({"args": fields.pop("args", {})}).encode()
+    signed: dict[str, Any] = {"sequence": 1, "body": body, "signature": b"", "key_id": "", "signed_at": timezone.now()}
+    return Envelope.objects.create(command=command, session=session, **signed | fields)
+
+
 def make_command(world: World, client: Client, verb: Verb = Verb.CYCLE, reason: str = "next player") -> Command:
     """A command of vera's that the client has accepted."""
     command = services.order(verb, [client], reason, world.vera).commands.get()
-    Command.objects.filter(pk=command.pk).update(
-        status=CommandStatus.ACCEPTED,
-        session=make_session(client),
-        sequence=1,
-        args={"home_digest": "ab" * 32},
-        expires_at=timezone.now() + timedelta(minutes=2),
-    )
+    expires = timezone.now() + timedelta(minutes=2)
+    Command.objects.filter(pk=command.pk).update(status=CommandStatus.ACCEPTED, expires_at=expires)
     command.refresh_from_db()
+    make_envelope(command, make_session(client), args={"home_digest": "ab" * 32})
     return command
 
 

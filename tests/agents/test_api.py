@@ -136,7 +136,7 @@ def test_commands_orders_sessions_and_restores_are_read_at_ones_own_site_only(wo
     paths = {
         "orders": restore.command.order_id,
         "commands": restore.command_id,
-        "sessions": restore.command.session_id,
+        "sessions": restore.command.envelope.session_id,
         "restores": restore.pk,
     }
     for path, pk in paths.items():

@@ -154,11 +154,13 @@ def test_many_sessions_are_noted_with_few_queries(client: Client, django_assert_
 
 def test_bye_shows_the_client_off_and_proves_an_accepted_power_down(world: World, client: Client) -> None:
     command = make_command(world, client, Verb.POWEROFF)
-    assert command.session is not None
+    session = command.envelope.session
+    assert session is not None
     for _ in range(2):
-        attendance.close_session(command.session)
+        attendance.close_session(session)
         command.refresh_from_db()
-        assert (command.status, command.session.status) == (CommandStatus.SUCCEEDED, SessionStatus.CLOSED)
+        session.refresh_from_db()
+        assert (command.status, session.status) == (CommandStatus.SUCCEEDED, SessionStatus.CLOSED)
         assert shown(client) == ClientState.OFF
 
 

@@ -20,6 +20,7 @@ from agents.models import (
     Cap,
     Command,
     CommandStatus,
+    Envelope,
     Freeze,
     Order,
     Target,
@@ -35,6 +36,7 @@ from fleet.roles import Role
 from fleet.transitions import move
 from tests.agents.halls import accepts, ends, fates, leaves, make_hall, ordered, planned, reason_of, started, stepped
 from tests.services import celery_sends_to
+from tests.trust.forging import forget_signed
 from tests.world import World, make_client, make_world, member, person
 
 
@@ -380,12 +382,12 @@ def test_what_was_stopped_is_signed_no_more_and_its_acceptance_is_rejected(
     campaign = started(world)
     tasks.send_order(str(campaign.pk))
     command = Command.objects.get(client=hall["A1"])
-    Command.objects.filter(client=hall["A2"]).update(status=CommandStatus.QUEUED, envelope=b"")
+    forget_signed(Command.objects.get(client=hall["A2"]))
     campaigns.stop(campaign, world.vera)
     tasks.send_order(str(campaign.pk))
     tasks.send_due()
     assert set(Command.objects.values_list("status", flat=True)) == {"cancelled"}
-    assert Command.objects.get(client=hall["A2"]).envelope == b""
+    assert not Envelope.objects.filter(command__client=hall["A2"]).exists()
     session = BootSession.objects.get(client=hall["A1"])
     accepted = {"command": str(command.pk), "state": "accepted", "reason": "", "at_ms": 0, "result": {}}
     assert evidence.take_report(session, accepted) == "the command is cancelled"

@@ -22,6 +22,7 @@ from fleet.roles import Role
 from fleet.signing import Signer
 from tests.agents.boots import boot, make_release
 from tests.services import celery_sends_to
+from tests.trust.forging import remove_signed
 from tests.world import World, make_client, make_world, member, person
 
 
@@ -134,7 +135,7 @@ def test_nobody_gets_beyond_the_ceiling(world: World, clients: list[Client], oda
     order = services.order(Verb.CYCLE, clients, "x", world.otto, beyond_cap=True)
     services.approve(order, oda)
     assert sent() == 3
-    Command.objects.filter(status=CommandStatus.SENT).delete()
+    remove_signed()
     tasks.send_due()
     assert not Command.objects.filter(status=CommandStatus.SENT).exists()
     with sqlite3.connect(settings.SENDER_BOOK) as book:
@@ -329,7 +330,7 @@ def test_a_cap_holds_over_groups_and_all_it_allows_is_sent(
     order = services.order(Verb.CYCLE, clients, "x", world.vera)
     assert sending.send(order.commands.all()) == most
     assert order.commands.filter(status=CommandStatus.SENT).count() == most
-    assert order.commands.filter(status=CommandStatus.QUEUED, sequence=None).count() == 7 - most
+    assert order.commands.filter(status=CommandStatus.QUEUED, envelope=None).count() == 7 - most
 
 
 def test_what_is_prepared_is_not_signed_after_a_freeze(
@@ -374,6 +375,6 @@ def test_where_signing_breaks_nothing_is_lost_and_the_rest_goes_later(
             sending.send(order.commands.all())
     assert order.commands.filter(status=CommandStatus.SENT).count() == 2
     assert sending.send(order.commands.all()) == 5
-    numbers = [*order.commands.values_list("sequence", flat=True)]
+    numbers = [*order.commands.values_list("envelope__sequence", flat=True)]
     assert len(set(numbers)) == 7
     assert len(signed) == 3

@@ -4,6 +4,7 @@ import hashlib
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from pytest_django.fixtures import Settings
@@ -44,9 +45,9 @@ def accepted(room: Room, session: BootSession, visitor: Visitor, most: int = hom
     """A capture that the client has accepted; ``most`` bytes of it at the most."""
     with celery_sends_to("redis://127.0.0.1:1/0"):
         command = services.order(Verb.CAPTURE, [session.client], "why", room.world.otto).commands.get()
-    sending.send(Command.objects.filter(pk=command.pk))
+    with patch.object(homes, "MOST_BYTES", most):
+        sending.send(Command.objects.filter(pk=command.pk))
     assert visitor.report(command.pk, protocol.ACCEPTED).json["accepted"] == [str(command.pk)]
-    Command.objects.filter(pk=command.pk).update(args={"most_bytes": most})
     return command
 
 

@@ -47,18 +47,18 @@ def command(world: World, session: BootSession) -> Command:
 
 def tell(command: Command, state: str, result: dict[str, Any] | None = None) -> str:
     command.refresh_from_db()
-    assert command.session is not None
-    why = evidence.take_report(command.session, protocol.report(str(command.pk), state, 0, "", result or {}))
+    assert command.envelope.session is not None
+    why = evidence.take_report(command.envelope.session, protocol.report(str(command.pk), state, 0, "", result or {}))
     command.refresh_from_db()
     return why
 
 
 def arrive(command: Command) -> Path:
     """What the gateway does once all of the home is here."""
-    assert command.session is not None
+    assert command.envelope.session is not None
     archive = capturing.archive_of(command.pk)
     archive.write_bytes(HOME)
-    capturing.received(command.session, command.pk, size=SENT["bytes"], sha256=SENT["sha256"])  # type: ignore[arg-type]
+    capturing.received(command.envelope.session, command.pk, size=SENT["bytes"], sha256=SENT["sha256"])  # type: ignore[arg-type]
     command.refresh_from_db()
     return archive
 
@@ -66,7 +66,7 @@ def arrive(command: Command) -> Path:
 def test_what_arrived_as_the_client_says_becomes_a_candidate_for_a_person_to_look_at(
     world: World, command: Command
 ) -> None:
-    assert command.args == {"most_bytes": homes.MOST_BYTES}
+    assert command.envelope.args == {"most_bytes": homes.MOST_BYTES}
     archive = arrive(command)
     assert tell(command, protocol.SUCCEEDED, {**SENT, "files": 7, "skipped": 1, "rubbish": "x"}) == ""
     row = HomeTemplate.objects.get(origin="capture")

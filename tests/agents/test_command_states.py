@@ -61,7 +61,7 @@ class Club(RuleBasedStateMachine):
             boot(client)
 
     def commands(self) -> list[Command]:
-        return list(Command.objects.select_related("client", "session").order_by("queued_at", "pk"))
+        return list(Command.objects.select_related("client", "envelope__session").order_by("queued_at", "pk"))
 
     # --- what people, clients and the clock do ------------------------------------------------------------------------
 
@@ -174,8 +174,8 @@ class Club(RuleBasedStateMachine):
     @invariant()
     def sequences_rise_as_commands_are_sent(self) -> None:
         for client in Client.objects.all():
-            sent = client.commands.exclude(sequence=None).order_by("queued_at", "pk")
-            numbers = [command.sequence or 0 for command in sent]
+            sent = client.commands.exclude(envelope=None).order_by("queued_at", "pk")
+            numbers = [number or 0 for number in sent.values_list("envelope__sequence", flat=True)]
             assert numbers == sorted(numbers)
 
     def teardown(self) -> None:

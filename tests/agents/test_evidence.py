@@ -38,16 +38,15 @@ def client(world: World) -> Client:
 
 def command_in(world: World, client: Client, status: CommandStatus, verb: Verb = Verb.CYCLE) -> Command:
     command = make_command(world, client, verb)
-    args = {} if status == QUEUED else command.args
-    Command.objects.filter(pk=command.pk).update(status=status, args=args)
+    Command.objects.filter(pk=command.pk).update(status=status)
     command.refresh_from_db()
     return command
 
 
 def tell(command: Command, state: str, reason: str = "", result: object = None) -> str:
-    assert command.session is not None
+    assert command.envelope.session is not None
     report = protocol.report(str(command.pk), state, 0, reason, GOOD if result is None else result)  # type: ignore[arg-type]
-    why = evidence.take_report(command.session, report)
+    why = evidence.take_report(command.envelope.session, report)
     command.refresh_from_db()
     return why
 
@@ -197,8 +196,8 @@ def test_a_new_boot_proves_no_message(world: World, client: Client, keys: Path) 
 
 def test_the_same_boot_asking_twice_proves_nothing(world: World, client: Client) -> None:
     command = command_in(world, client, ACCEPTED, Verb.RESTART)
-    assert command.session is not None
-    evidence.new_boots([evidence.Boot(client.pk, command.session.boot_id)])
+    assert command.envelope.session is not None
+    evidence.new_boots([evidence.Boot(client.pk, command.envelope.session.boot_id)])
     command.refresh_from_db()
     assert command.status == ACCEPTED
 
@@ -216,8 +215,8 @@ def test_silence_proves_an_accepted_power_down_and_nothing_else(
     world: World, client: Client, status: CommandStatus, verb: Verb, proved: bool
 ) -> None:
     command = command_in(world, client, status, verb)
-    assert command.session is not None
-    assert evidence.silence(command.session, "silent") is proved
+    assert command.envelope.session is not None
+    assert evidence.silence(command.envelope.session, "silent") is proved
     command.refresh_from_db()
     assert command.status == (SUCCEEDED if proved else status)
 

@@ -173,11 +173,11 @@ def test_bye_ends_the_poll_and_shows_the_client_off_for_good(room: Room) -> None
 def nudge(command: Command) -> None:
     """As the sender does when it has signed it."""
     command.refresh_from_db()
-    body, signature = bytes(command.envelope), bytes(command.signature)
-    envelope = json.dumps(speaking.envelope(body, signature, command.key_id))
-    assert command.sequence
-    client, session, order, key = map(str, (command.client_id, command.session_id, command.order_id, command.pk))
-    sending.nudge([sending.Signed(client, session, order, key, command.sequence, command.key_id, "", envelope)])
+    signed = command.envelope
+    travels = json.dumps(speaking.envelope(bytes(signed.body), bytes(signed.signature), signed.key_id))
+    assert signed.sequence
+    client, session, order, key = map(str, (command.client_id, signed.session_id, command.order_id, command.pk))
+    sending.nudge([sending.Signed(client, session, order, key, signed.sequence, signed.key_id, "", travels)])
 
 
 def test_a_nudge_wakes_the_parked_poll_and_only_that(patient_room: Room) -> None:
@@ -211,7 +211,7 @@ def test_what_was_delivered_comes_again_until_it_is_accepted_and_never_below_the
         tasks.send_order(str(command.order_id))
         nudge(command)
         time.sleep(0.1)
-    assert visitor.poll(cursor=command.sequence or 0).status == 204
+    assert visitor.poll(cursor=command.envelope.sequence or 0).status == 204
     assert visitor.report(command.pk, "accepted").json == {"accepted": [str(command.pk)], "rejected": []}
     assert visitor.poll().status == 204
 
@@ -329,7 +329,7 @@ def test_while_redis_is_away_the_sweep_delivers_and_afterwards_nudges_wake_again
             visitor.report(first.pk, "refused", "busy")
             with redis_server(port) as back, redis.Redis.from_url(back.url) as hints:
                 wait_for(lambda: hints.pubsub_numsub(sending.CHANNEL)[0][1], "the gateway listens again")
-                visitor.park(cursor=first.sequence or 0)
+                visitor.park(cursor=first.envelope.sequence or 0)
                 second = room.order(session)
                 start = time.monotonic()
                 tasks.send_order(str(second.order_id))

@@ -66,7 +66,7 @@ def test_restores_and_rejected_requests_are_told(transactional_db: None, setting
         command = room.send(session, Verb.CYCLE)
         assert room.opened(visitor.reply(), session) == [str(command.pk)]
         visitor.report(command.pk, "accepted")
-        home = command.args["home_digest"]
+        home = command.envelope.args["home_digest"]
         result = {"after": home, "before": "cd" * 32, "phases_ms": {"restore": 200, "total": 900}}
         for _ in range(2):
             assert visitor.report(command.pk, "succeeded", "", result).json["accepted"] == [str(command.pk)]

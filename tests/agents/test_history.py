@@ -19,6 +19,7 @@ from agents.models import (
     BootSession,
     Command,
     CommandStatus,
+    Envelope,
     HomeRestore,
     Order,
     RestoreResult,
@@ -64,14 +65,22 @@ def hall(world: World) -> BootSession:
         Command(
             order=orders[number // 4],
             client=session.client,
-            session=session,
             verb=(Verb.CYCLE, Verb.WAKE)[number % 2],
             status=CommandStatus.SUCCEEDED,
-            sequence=number,
-            envelope=bytes(400),
             **dict.fromkeys(times, session.ended_at),
         )
         for number, session in enumerate(sessions)
+    )
+    Envelope.objects.bulk_create(
+        Envelope(
+            command=command,
+            session=session,
+            sequence=number,
+            body=bytes(400),
+            signature=bytes(229),
+            signed_at=command.queued_at,
+        )
+        for number, (command, session) in enumerate(zip(commands, sessions, strict=True), 10**12)
     )
     Wake.objects.bulk_create(Wake(command=command, way=Way.RELAYS, rounds=1) for command in commands)
     HomeRestore.objects.bulk_create(

@@ -44,8 +44,8 @@ def accepted(world: World, session: BootSession, verb: Verb, args: dict[str, Any
 
 def tell(command: Command, state: str, **result: object) -> str:
     command.refresh_from_db()
-    assert command.session is not None
-    return evidence.take_report(command.session, protocol.report(str(command.pk), state, 0, "", result))
+    assert command.envelope.session is not None
+    return evidence.take_report(command.envelope.session, protocol.report(str(command.pk), state, 0, "", result))
 
 
 def test_a_hold_is_noted_until_it_is_released_and_said_twice_it_changes_nothing(session: BootSession) -> None:
@@ -99,7 +99,7 @@ def test_a_new_boot_forgets_who_held_the_one_before(world: World, session: BootS
 
 def test_a_message_ends_when_it_was_shown(world: World, session: BootSession) -> None:
     command = accepted(world, session, Verb.MESSAGE, {"text": "Dinner is ready"})
-    assert command.args == {"text": "Dinner is ready", "seconds": 60}
+    assert command.envelope.args == {"text": "Dinner is ready", "seconds": 60}
     assert tell(command, protocol.SUCCEEDED, shown="tty1") == ""
     command.refresh_from_db()
     assert (command.status, command.result) == (CommandStatus.SUCCEEDED, {"shown": "tty1"})

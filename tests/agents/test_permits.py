@@ -18,6 +18,8 @@ from agents.power import permits, pressing, relays
 from fleet.models import Client
 from fleet.signing import Signer, make_keys
 from tests.agents.boots import boot, command_keys, make_release
+from tests.agents.restores import make_envelope
+from tests.trust.forging import change_signed
 from tests.world import World, make_client
 
 Forge = Callable[[Command, Path], dict[str, Any]]
@@ -36,7 +38,7 @@ def woken(world: World, keys: Path, settings: Settings) -> Command:
 def test_a_permit_is_for_one_command_its_client_and_the_time_of_a_boot(woken: Command) -> None:
     known = permits.keys()
     assert permits.permitted(woken, known) == woken.client.mac
-    assert woken.sequence is None, "no number of the client's is used up"
+    assert woken.envelope.sequence is None, "no number of the client's is used up"
     with time_machine.travel(timezone.now() + timedelta(seconds=299), tick=False):
         assert permits.permitted(woken, known)
     with time_machine.travel(timezone.now() + timedelta(seconds=301), tick=False):
@@ -44,32 +46,36 @@ def test_a_permit_is_for_one_command_its_client_and_the_time_of_a_boot(woken: Co
 
 
 def test_no_daemon_takes_a_permit_for_an_envelope(woken: Command, keys: Path) -> None:
-    wrapped = speaking.envelope(bytes(woken.envelope), bytes(woken.signature), woken.key_id)
+    permit = woken.envelope
+    wrapped = speaking.envelope(bytes(permit.body), bytes(permit.signature), permit.key_id)
     with pytest.raises(protocol.Refused, match="bad-signature"):
         protocol.authenticate(wrapped, command_keys(keys), str(woken.client_id), "boot")
 
 
+def permit(command: Command, signer: Signer) -> dict[str, Any]:
+    now = timezone.now()
+    made = permits.permit(command, signer, now, now + timedelta(seconds=300))
+    return {"body": made.body, "signature": made.signature, "key_id": made.key_id}
+
+
 def nothing(command: Command, keys: Path) -> dict[str, Any]:
-    return {"envelope": b"", "signature": b"", "key_id": ""}
+    return {"body": b"", "signature": b"", "key_id": ""}
 
 
 def longer(command: Command, keys: Path) -> dict[str, Any]:
-    lines = bytes(command.envelope).decode().splitlines()
-    return {"envelope": "\n".join([*lines[:-1], "9" * 13, ""]).encode()}
+    lines = bytes(command.envelope.body).decode().splitlines()
+    return {"body": "\n".join([*lines[:-1], "9" * 13, ""]).encode()}
 
 
 def own_key(command: Command, keys: Path) -> dict[str, Any]:
     make_keys(keys / "own")
     signer = Signer.load(str(keys / "own" / "command.key"), "command")
-    until = timezone.now() + timedelta(seconds=300)
-    body, signature, _ = permits.permit(command, signer, until)
-    return {"envelope": body, "signature": signature}
+    return {**permit(command, signer), "key_id": command.envelope.key_id}
 
 
 def session_key(command: Command, keys: Path) -> dict[str, Any]:
     signer = Signer.load(str(keys / "session.key"), "session")
-    until = timezone.now() + timedelta(seconds=300)
-    return dict(zip(("envelope", "signature", "key_id"), permits.permit(command, signer, until), strict=True))
+    return permit(command, signer)
 
 
 FORGERIES = [nothing, longer, own_key, session_key]
@@ -84,7 +90,7 @@ def test_rows_alone_switch_nobody_on(woken: Command, keys: Path, forge: Forge) -
     assert packets(woken)
     args = {"macs": [{"mac": woken.client.mac, "secure": ""}], "packets": 3}
     assert relays.permitted(args)["macs"] == [{"mac": woken.client.mac, "secure": "de:ad:be:ef:00:01"}]
-    Command.objects.filter(pk=woken.pk).update(**forge(woken, keys))
+    change_signed(woken, **forge(woken, keys))
     assert packets(woken) == {}
     assert relays.permitted(args)["macs"] == []
 
@@ -98,10 +104,9 @@ def test_a_permit_of_one_command_is_none_of_another(world: World, woken: Command
         status=CommandStatus.SENT,
         sent_at=timezone.now(),
         expires_at=woken.expires_at,
-        envelope=woken.envelope,
-        signature=woken.signature,
-        key_id=woken.key_id,
     )
+    theirs = woken.envelope
+    make_envelope(copied, body=theirs.body, signature=theirs.signature, key_id=theirs.key_id)
     assert packets(copied) == {}
 
 
@@ -117,11 +122,8 @@ def test_an_envelope_of_another_command_is_no_permit(world: World, woken: Comman
     boot(client)
     order = services.order(Verb.RESTART, [client], "why", world.vera)
     sending.send(order.commands.all())
-    signed = order.commands.get()
-    assert signed.envelope
-    Command.objects.filter(pk=woken.pk).update(
-        envelope=signed.envelope, signature=signed.signature, key_id=signed.key_id
-    )
+    signed = order.commands.get().envelope
+    change_signed(woken, body=signed.body, signature=signed.signature, key_id=signed.key_id)
     assert packets(woken) == {}
 
 
@@ -145,7 +147,8 @@ def test_the_sender_signs_no_relay_for_whom_it_has_not_let_be_woken(world: World
         relay.refresh_from_db()
         assert relay.status == status
     session = BootSession.objects.get(client=near)
-    wrapped = speaking.envelope(bytes(relay.envelope), bytes(relay.signature), relay.key_id)
+    one = relay.envelope
+    wrapped = speaking.envelope(bytes(one.body), bytes(one.signature), one.key_id)
     signed = protocol.authenticate(wrapped, command_keys(keys), str(near.pk), str(session.boot_id))
     assert signed.args["macs"] == [{"mac": woken.client.mac, "secure": "de:ad:be:ef:00:01"}]
     assert "de:ad" not in str(relay.args)
@@ -154,7 +157,7 @@ def test_the_sender_signs_no_relay_for_whom_it_has_not_let_be_woken(world: World
 def test_a_port_is_not_pressed_without_one(world: World, woken: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     PowerPort.objects.create(client=woken.client, address="http://127.0.0.1:1")
     Wake.objects.update(way=Way.PORT)
-    Command.objects.filter(pk=woken.pk).update(signature=b"x" * 64)
+    change_signed(woken, signature=b"x" * 64)
     pressing.press(woken.pk)
     woken.refresh_from_db()
     assert (woken.status, woken.reason) == (

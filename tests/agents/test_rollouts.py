@@ -13,6 +13,7 @@ from fleet.transitions import move
 from images import releasing, services
 from images.models import ImageVersion, Release
 from tests.agents.boots import boot, make_release
+from tests.agents.restores import make_envelope
 from tests.images.versions import make_version
 from tests.world import World, make_client
 
@@ -47,7 +48,8 @@ def comes_back(client: Client, state: str = "ready") -> None:
     """The restart works: a new boot, which ends the command by its evidence."""
     for command in Command.objects.filter(client=client, status=CommandStatus.QUEUED):
         session = BootSession.objects.get(client=client, status=SessionStatus.OPEN)
-        move(command, CommandStatus.SENT, session=session)
+        make_envelope(command, session)
+        move(command, CommandStatus.SENT)
         move(command, CommandStatus.ACCEPTED)
     attendance.says_state(boot(client).pk, state)
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+from unittest.mock import patch
 
 import pytest
 from pytest_django.fixtures import Settings
@@ -18,6 +19,7 @@ from agents.gateway.database import Database
 from agents.gateway.waker import Waker, broadcast, magic
 from agents.models import Command, CommandStatus, Verb, Wake
 from fleet.models import Client
+from fleet.signing import Signer
 from tests.agents.gateways import gateway, running
 from tests.agents.rooms import make_room
 from tests.lab.lan import apart
@@ -141,8 +143,8 @@ def test_nothing_is_sent_for_what_is_not_under_way(
 def test_a_row_without_the_senders_permit_moves_nothing_and_is_told_once(
     committed: World, heard: Callable[[], list[bytes]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    woken(committed, make_client(committed.clubroom))
-    Command.objects.update(signature=b"x" * 64)
+    with patch.object(Signer, "sign", lambda *_: b"x" * 64):
+        woken(committed, make_client(committed.clubroom))
     one = new_waker()
     look(one)
     look(one)

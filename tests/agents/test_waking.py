@@ -19,6 +19,7 @@ from agents.power import relays
 from fleet.models import Admission, AuditEntry, Client, ClientState
 from fleet.signing import Signer
 from tests.agents.boots import boot, make_release, plan_of, token_of
+from tests.agents.restores import make_envelope
 from tests.api import call
 from tests.world import World, make_client
 
@@ -381,7 +382,8 @@ def test_a_relay_that_boots_anew_has_failed(world: World) -> None:
     near = awake(world, 2)
     sent(world, off(world))
     [relay] = relayed()
-    Command.objects.filter(pk=relay.pk).update(status=CommandStatus.ACCEPTED, session=BootSession.objects.get())
+    make_envelope(relay, BootSession.objects.get())
+    Command.objects.filter(pk=relay.pk).update(status=CommandStatus.ACCEPTED)
     plan_of(near)
     relay.refresh_from_db()
     assert (relay.status, relay.reason) == (

@@ -7,17 +7,18 @@ from typing import Any
 
 import time_machine
 from django.contrib.auth.models import User
-from django.db.models import Max
 from django.utils import timezone
 
 from agents import evidence
-from agents.models import BootSession, Command, CommandStatus, Order, SessionStatus, Verb
+from agents.models import BootSession, Command, CommandStatus, Envelope, Order, SessionStatus, Verb
 from fleet.models import Admission, Client, ClientClass, ClientState, Site
 from images.models import BuildStep, HomeTemplate, ImageVersion, Release, VersionStatus
+from tests.agents.restores import make_envelope
 from tests.images.versions import make_image, make_version
 from tests.world import make_client
 
 GIB = 1 << 20  # in KiB
+DIGEST = "ab" * 32  # of every home template
 # Vendor and device, as in pci.ids.
 GTX, RADEON, CIRRUS, MATROX = ("10de", "1c03"), ("1002", "67df"), ("1013", "00b8"), ("102b", "0525")
 CLASSES = {
@@ -76,8 +77,8 @@ def advance(command: Command, *statuses: CommandStatus, reason: str = "", result
     """Bring a command along; a terminal status comes as evidence brings it, with the restore of a cycle."""
     for status in statuses:
         if status == CommandStatus.SENT:
-            newest = Command.objects.aggregate(Max("sequence"))["sequence__max"] or 0
-            command.sequence, command.status, command.sent_at = newest + 1, status, timezone.now()
+            make_envelope(command, sequence=Envelope.objects.count() + 1, args={"home_digest": DIGEST})
+            command.status, command.sent_at = status, timezone.now()
             command.save()
         elif status == CommandStatus.ACCEPTED:
             command.status, command.accepted_at = status, timezone.now()
@@ -88,16 +89,13 @@ def advance(command: Command, *statuses: CommandStatus, reason: str = "", result
 
 def cycled(command: Command, files: int, size: int, total_ms: int) -> None:
     """A cycle that went well: ``files`` and ``size`` bytes thrown away, the home equal to its template again."""
-    digest = "ab" * 32
-    command.args = {"home_digest": digest}
-    command.save(update_fields=["args"])
     shares = {"kill": 0.12, "unmount": 0.05, "restore": 0.38, "verify": 0.21, "login": 0.24}
     phases = {name: round(total_ms * share) for name, share in shares.items()}
     result = {
         "phases_ms": {**phases, "total": sum(phases.values())},
         "files": files,
         "bytes": size,
-        "after": digest,
+        "after": DIGEST,
         "before": "cd" * 32,
         "killed": 41,
     }

@@ -31,7 +31,7 @@ CRASHES = {
     "before it numbers": "_prepare",
     "before the audit entry": "_write_down",
     "before it signs": "_sign",
-    "before the envelopes are kept": "update_rows",
+    "before the envelopes are kept": "insert_rows",
     "before the nudge": "nudge",
 }
 
@@ -221,6 +221,6 @@ def is_true(command: Command, hall: Hall) -> bool:
         return True
     if command.verb not in (protocol.RESTART, protocol.POWEROFF):
         return False
-    assert command.session is not None
+    assert command.envelope.session is not None
     doubts = AuditEntry.objects.filter(action="command.doubted", subject_id=str(command.pk))
-    return str(command.session.boot_id) in hall.boots_over() or doubts.exists()
+    return str(command.envelope.session.boot_id) in hall.boots_over() or doubts.exists()

@@ -6,10 +6,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from agents import sending
+from agents import speaking
 from agents.daemon.link import AT_WORK_S
-from agents.models import BootSession, Command, CommandStatus, HomeRestore, SessionStatus, Verb
-from fleet import rows
+from agents.models import BootSession, Command, CommandStatus, Envelope, HomeRestore, SessionStatus, Verb
 from fleet.models import AuditEntry, Client, ClientState
 from tests.agents.boots import make_release
 from tests.faults import clients
@@ -129,19 +128,20 @@ def test_where_a_sender_dies_the_next_one_goes_on(room: Hall, when: str) -> None
 
 
 def test_what_is_taken_back_while_it_is_signed_is_not_done(room: Hall, pc: PC, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its envelope is handed over all the same."""
-    update_rows = rows.update_rows
+    """Its envelope is kept by nobody, and handed to nobody."""
+    sign = speaking.sign
 
-    def late(*args: Any, **only: Any) -> int:
+    def late(*args: Any) -> list[bytes]:
         room.cancel(pc)
-        return update_rows(*args, **only)
+        return sign(*args)
 
-    monkeypatch.setattr(sending, "update_rows", late)
+    monkeypatch.setattr(speaking, "sign", late)
     command = ordered(room, Verb.CYCLE)
     assert len(room.notary.signed) == 1
     room.passes(8)
     assert fate(room, command) == (CommandStatus.CANCELLED, 0)
-    assert pc.agent.memory.reports[str(command.pk)]["reason"] == "cancelled"
+    assert not Envelope.objects.exists()
+    assert pc.agent.memory.reports == {}
 
 
 def test_a_lost_nudge_costs_a_sweep(room: Hall) -> None:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from agents.models import CampaignStatus, Command, CommandStatus, HomeRestore, SessionStatus, Target, Verb
+from agents.models import CampaignStatus, Command, CommandStatus, Envelope, HomeRestore, SessionStatus, Target, Verb
 from fleet import audit
 from fleet.models import Client, ClientState
 from tests.agents.boots import make_release
@@ -125,7 +125,7 @@ class Evening(RuleBasedStateMachine):
             assert client.state not in (ClientState.LOST, ClientState.OFF)
 
     def no_number_is_given_twice(self) -> None:
-        numbers = Command.objects.exclude(sequence=None).values_list("sequence", flat=True)
+        numbers = Envelope.objects.values_list("sequence", flat=True)
         assert len(numbers) == len(set(numbers))
 
     def the_book_holds_all_that_was_signed(self) -> None:
@@ -151,7 +151,9 @@ class Evening(RuleBasedStateMachine):
             waited += 4
         assert self.hall.unended() == []
         assert self.hall.unheard() == []
-        for command in Command.objects.filter(status=CommandStatus.SUCCEEDED).select_related("session", "client"):
+        for command in Command.objects.filter(status=CommandStatus.SUCCEEDED).select_related(
+            "envelope__session", "client"
+        ):
             assert is_true(command, self.hall), f"{command}: {command.reason}"
         for target in Target.objects.select_related("command"):
             assert target.command is None or target.status == target.command.status

@@ -347,7 +347,7 @@ def test_one_search_finds_an_order_from_the_click_to_the_digest_and_no_secret(
             order, request_id = call(web, token, wish, "click-4711")
             assert request_id == "click-4711"
             [command] = room.opened(visitor.reply(), session)
-            home = session.client.commands.get().args["home_digest"]
+            home = session.client.commands.get().envelope.args["home_digest"]
             result = {"template": "ef" * 32, "before": "cd" * 32, "after": home, "phases_ms": {"total": 900}}
             assert visitor.report(command, "accepted").json["accepted"] == [command]
             assert visitor.report(command, "succeeded", "", result).json["accepted"] == [command]

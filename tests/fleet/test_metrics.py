@@ -22,7 +22,7 @@ from fleet import alive, metrics
 from fleet.models import Client, ClientState
 from fleet.tasks import say_alive
 from images.models import BuildStep, VersionStatus
-from tests.agents.restores import make_session
+from tests.agents.restores import make_envelope, make_session
 from tests.images.versions import make_image, make_version
 from tests.services import Service, celery_sends_to, redis_server
 from tests.world import World, make_client
@@ -190,7 +190,8 @@ def sign(order: Order, number: int, ago_s: float = 10) -> None:
     at = timezone.now() - timedelta(seconds=ago_s)
     for command in Command.objects.filter(pk__in=keys):
         session = make_session(command.client)
-        Command.objects.filter(pk=command.pk).update(status=CommandStatus.SENT, sent_at=at, session=session)
+        make_envelope(command, session, signed_at=at)
+        Command.objects.filter(pk=command.pk).update(status=CommandStatus.SENT, sent_at=at)
 
 
 def waits(client: Browser) -> dict[str, float]:
@@ -223,12 +224,12 @@ def test_what_a_cap_holds_back_waits_for_it(
     assert found["fleet_cap", bound, "clubroom", "cycle"] == 3
     assert found["fleet_cap_used", bound, "clubroom", "cycle"] == 3
     assert found["fleet_signed_last_minute", "clubroom", "cycle"] == 3
-    Command.objects.filter(status=CommandStatus.SENT).update(
-        sent_at=timezone.now() - timedelta(seconds=90), status=CommandStatus.SUCCEEDED
-    )
-    assert waits(client) == {"sender": 5}, "the cap is free again"
-    Cap.objects.update(**{bound: 8})
-    assert waits(client) == {"sender": 5}
+    Command.objects.filter(status=CommandStatus.SENT).update(status=CommandStatus.SUCCEEDED)
+    with time_machine.travel(timezone.now() + timedelta(seconds=80)):
+        Command.objects.open().update(queued_at=timezone.now() - timedelta(minutes=5))
+        assert waits(client) == {"sender": 5}, "the cap is free again"
+        Cap.objects.update(**{bound: 8})
+        assert waits(client) == {"sender": 5}
 
 
 def test_what_is_beyond_the_ceiling_waits_for_it(
@@ -241,8 +242,10 @@ def test_what_is_beyond_the_ceiling_waits_for_it(
     assert waits(client) == {"ceiling": 5}
     settings.CEILING = {"cycle": 0}
     alive.say_alive("sender")
-    Command.objects.exclude(sent_at=None).update(sent_at=timezone.now() - timedelta(hours=1))
-    assert waits(client) == {"ceiling": 5}, "one of nothing needs no use"
+    with time_machine.travel(timezone.now() + timedelta(seconds=80)):
+        alive.say_alive("sender")
+        Command.objects.open().update(queued_at=timezone.now() - timedelta(minutes=5))
+        assert waits(client) == {"ceiling": 5}, "one of nothing needs no use"
 
 
 def test_what_is_frozen_and_what_awaits_approval_is_told_apart(

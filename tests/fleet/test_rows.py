@@ -9,7 +9,7 @@ from django.db.models import F, Value
 from django.db.models.functions import Concat
 from django.test.utils import CaptureQueriesContext
 
-from agents.models import Command, Order, Verb
+from agents.models import Command, Envelope, Order, Verb
 from fleet.columns import Epoch, Text
 from fleet.models import Client, ClientState, Tag
 from fleet.rows import insert_rows, update_rows
@@ -146,8 +146,12 @@ def test_bytes_are_stored_as_they_are(world: World, keys: Path) -> None:
         for one in (session, other)
     ]
     bodies = [bytes(range(256)), b""]
-    assert update_rows(Command, ["envelope"], [(one.pk, body) for one, body in zip(made, bodies, strict=True)]) == 2
-    assert [bytes(Command.objects.get(pk=one.pk).envelope) for one in made] == bodies
+    pattern = Envelope(signed_at=datetime(2026, 1, 1, tzinfo=UTC))
+    rows = [(one.pk, None, body, b"\x00,\xff") for one, body in zip(made, bodies, strict=True)]
+    assert insert_rows(pattern, ["command", "sequence", "body", "signature"], rows) == 2
+    found = [Envelope.objects.get(pk=one.pk) for one in made]
+    assert [bytes(one.body) for one in found] == bodies
+    assert {bytes(one.signature) for one in found} == {b"\x00,\xff"}
 
 
 def test_many_are_found_by_their_keys_as_one_value(three: list[Client], world: World) -> None:

@@ -74,9 +74,9 @@ def test_a_client_lives_a_whole_life_with_the_gateways_rights(room: Room, settin
     assert visitor.ask("PUT", "/agent/v1/writes", json.dumps({"writes": [wrote]}).encode()).status == 204
     assert Finding.objects.count() == 1
     command = _sent(room, session, Verb.CYCLE)
-    assert [envelope["key"] for envelope in delivered(visitor)] == [command.key_id]
+    assert [envelope["key"] for envelope in delivered(visitor)] == [command.envelope.key_id]
     assert visitor.report(command.pk, protocol.ACCEPTED).json["accepted"] == [str(command.pk)]
-    done = {"after": command.args["home_digest"], "phases_ms": {"total": 900}}
+    done = {"after": command.envelope.args["home_digest"], "phases_ms": {"total": 900}}
     visitor.report(command.pk, protocol.SUCCEEDED, result=done)
     command.refresh_from_db()
     assert command.status == CommandStatus.SUCCEEDED

@@ -37,10 +37,11 @@ from fleet.models import AuditCheckpoint, AuditHead, Client, Site
 from fleet.signing import Signer, make_keys
 from tests.agents.boots import boot, make_release, plan_of
 from tests.agents.gateways import Gateway, daemon, gateway
+from tests.agents.restores import make_envelope
 from tests.agents.rooms import Room, make_room
 from tests.fleet.test_deploy import PROCFILE, unit_of
 from tests.services import PROJECT, Service, celery_sends_to, redis_server, wait_for
-from tests.trust.forging import rewrite, unguarded
+from tests.trust.forging import remove_signed, rewrite, unguarded
 from tests.world import World, make_client
 
 WEB, SENDER, GATEWAY = 64001, 64002, 64003  # users of nobody's
@@ -187,16 +188,12 @@ class Attacker:
             pk=self.named(body),
             order=Order.objects.create(site=self.room.world.clubroom, verb=Verb.POWEROFF, reason="mine"),
             client=self.session.client,
-            session=self.session,
             verb=Verb.POWEROFF,
             status=CommandStatus.SENT,
-            sequence=self.sequence,
-            envelope=body,
-            signature=signature,
-            key_id=key,
             sent_at=timezone.now(),
             expires_at=timezone.now() + timedelta(minutes=10),
         )
+        make_envelope(row, self.session, sequence=self.sequence, body=body, signature=signature, key_id=key)
         with redis.Redis.from_url(self.room.redis_url) as nudges:
             nudges.publish(CHANNEL, json.dumps({"clients": [str(self.session.client_id)]}))
         return row
@@ -204,7 +201,7 @@ class Attacker:
 
 def own_key_under_the_right_name(me: Attacker) -> Command:
     body = me.body()
-    return me.plant(body, me.sign(body), me.genuine.key_id)
+    return me.plant(body, me.sign(body), me.genuine.envelope.key_id)
 
 
 def own_key_under_its_own_name(me: Attacker) -> Command:
@@ -215,41 +212,41 @@ def own_key_under_its_own_name(me: Attacker) -> Command:
 def the_public_key_as_a_secret(me: Attacker) -> Command:
     public = base64.b64decode((me.room.gate.keys / "command.pub").read_text().strip().partition(":")[2])
     body = me.body()
-    return me.plant(body, me.sign(body, Ed25519PrivateKey.from_private_bytes(public)), me.genuine.key_id)
+    return me.plant(body, me.sign(body, Ed25519PrivateKey.from_private_bytes(public)), me.genuine.envelope.key_id)
 
 
 def the_signature_of_another_envelope(me: Attacker) -> Command:
-    return me.plant(me.body(), bytes(me.genuine.signature), me.genuine.key_id)
+    return me.plant(me.body(), bytes(me.genuine.envelope.signature), me.genuine.envelope.key_id)
 
 
 def a_genuine_envelope_with_another_verb(me: Attacker) -> Command:
-    changed = bytes(me.genuine.envelope).replace(b'"capture"', b'"poweroff"')
-    assert changed != bytes(me.genuine.envelope)
-    return me.plant(changed, bytes(me.genuine.signature), me.genuine.key_id)
+    changed = bytes(me.genuine.envelope.body).replace(b'"capture"', b'"poweroff"')
+    assert changed != bytes(me.genuine.envelope.body)
+    return me.plant(changed, bytes(me.genuine.envelope.signature), me.genuine.envelope.key_id)
 
 
 def an_own_leaf_on_a_genuine_tree(me: Attacker) -> Command:
     """A way of its own making, to a top that was signed: by whatever stands beside the genuine envelope."""
-    genuine, signature = bytes(me.genuine.envelope), bytes(me.genuine.signature)
+    genuine, signature = bytes(me.genuine.envelope.body), bytes(me.genuine.envelope.signature)
     beside = hashlib.sha256(b"\0" + genuine).digest()
-    return me.plant(me.body(), signature[:64] + b"\1" + beside + signature[64:], me.genuine.key_id)
+    return me.plant(me.body(), signature[:64] + b"\1" + beside + signature[64:], me.genuine.envelope.key_id)
 
 
 def a_genuine_signature_of_an_older_kind(me: Attacker) -> Command:
     """What is signed for a group, taken for a signature of one envelope by itself."""
-    return me.plant(me.body(v=2), bytes(me.genuine.signature)[:64], me.genuine.key_id)
+    return me.plant(me.body(v=2), bytes(me.genuine.envelope.signature)[:64], me.genuine.envelope.key_id)
 
 
 def a_genuine_envelope_once_more(me: Attacker) -> Command:
     """For this client and boot, in its time, and signed: but it was obeyed already."""
-    return me.plant(bytes(me.genuine.envelope), bytes(me.genuine.signature), me.genuine.key_id)
+    return me.plant(bytes(me.genuine.envelope.body), bytes(me.genuine.envelope.signature), me.genuine.envelope.key_id)
 
 
 def a_genuine_envelope_of_another_client(me: Attacker) -> Command:
     other, visitor = me.room.running(7)
-    theirs = me.room.send(other)
+    theirs = me.room.send(other).envelope
     visitor.close()
-    return me.plant(bytes(theirs.envelope), bytes(theirs.signature), theirs.key_id)
+    return me.plant(bytes(theirs.body), bytes(theirs.signature), theirs.key_id)
 
 
 def no_signature_at_all(me: Attacker) -> Command:
@@ -351,7 +348,7 @@ def test_a_session_that_is_made_to_speak_an_older_protocol_obeys_nothing(
     session, _ = running
     BootSession.objects.update(protocol=1)
     command = captured(room, session)
-    assert json.loads(bytes(command.envelope))["v"] == 1
+    assert json.loads(bytes(command.envelope.body))["v"] == 1
     assert (command.status, command.reason, command.accepted_at) == (CommandStatus.REFUSED, "old-protocol", None)
 
 
@@ -403,7 +400,7 @@ def order_all(world: World, clients: Sequence[Client], **fields: Any) -> None:
 
 def forget_what_was_sent() -> None:
     """As if nothing had been signed yet."""
-    Command.objects.exclude(sequence=None).delete()
+    remove_signed()
     unguarded("DELETE FROM fleet_auditentry", "DELETE FROM fleet_audithead", "DELETE FROM fleet_auditcheckpoint")
 
 
@@ -457,6 +454,7 @@ def test_it_cannot_lift_what_the_book_says_by_setting_times(world: World, hall: 
     assert Command.objects.filter(status=CommandStatus.SENT).count() == 10
     long_ago = timezone.now() - timedelta(days=30)
     Command.objects.update(sent_at=long_ago, queued_at=long_ago)
+    unguarded(f"UPDATE agents_envelope SET signed_at = '{long_ago}'")
     unguarded("UPDATE fleet_auditentry SET at = '2020-01-01 00:00:00+00:00'")
     tasks.send_due()
     assert Command.objects.filter(status=CommandStatus.SENT).count() == 10

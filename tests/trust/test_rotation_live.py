@@ -69,7 +69,7 @@ def test_a_daemon_that_booted_before_obeys_the_new_key(room: Room) -> None:
         wait_for(lambda: not rotation.hindrances(slots, "switch"), "it has asked for the new one")
         rotation.advance(slots, "switch")
         command = room.send(session)
-        assert command.key_id == second
+        assert command.envelope.key_id == second
 
         def accepted() -> bool:
             command.refresh_from_db()
@@ -143,6 +143,6 @@ def test_a_running_sender_picks_it_up_between_two_orders(room: Room) -> None:
     rotation.advance(slots, "switch", now=True)
     after = room.order(sessions[1])
     tasks.send_due()
-    keys = [Command.objects.get(pk=command.pk).key_id for command in (before, after)]
+    keys = [Command.objects.get(pk=command.pk).envelope.key_id for command in (before, after)]
     assert keys == [slots.old, slots.present]
     rotation.advance(slots, "retire", now=True)
