@@ -77,6 +77,7 @@ class EnvelopeInline(_StackedInline):
     """What was signed, beside its command."""
 
     model = Envelope
+    verbose_name_plural = "envelope"  # there is one
     fields = readonly_fields = ("signed_at", "session", "sequence", "key_id", "arguments")
     can_delete = False
 
