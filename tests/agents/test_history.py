@@ -126,7 +126,12 @@ REGULARLY: dict[str, Callable[[BootSession], object]] = {
 
 
 @pytest.mark.parametrize("who", REGULARLY)
-def test_no_work_that_is_done_every_few_seconds_reads_all_there_ever_was(hall: BootSession, who: str) -> None:
+def test_no_work_that_is_done_every_few_seconds_reads_all_there_ever_was(
+    hall: BootSession, who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "fleet.rows._cursor", connection.cursor
+    )  # which writes the values into the statement, to be explained
     with CaptureQueriesContext(connection) as asked:
         REGULARLY[who](hall)
     statements = [query["sql"] for query in asked if query["sql"].startswith(("SELECT", "UPDATE"))]
