@@ -16,7 +16,7 @@ from uuid import UUID
 import orjson
 import redis
 from django.conf import settings
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.db.models import FilteredRelation, Q, QuerySet
 from django.db.models.expressions import Combinable
 from django.utils import timezone
@@ -279,7 +279,10 @@ def _sign(verb: str, ready: Iterable[Draft]) -> list[Signed]:
     if mine.filter(status=CommandStatus.QUEUED).update(status=CommandStatus.SENT, sent_at=now) < len(rows):
         still = set(mine.filter(status=CommandStatus.SENT).values_list(Text("pk"), flat=True))
         rows, signed = [row for row in rows if row[0] in still], [one for one in signed if one.command in still]
-    insert_rows(pattern, ("command", "session", "sequence", "body", "signature"), rows)
+    if insert_rows(pattern, ("command", "session", "sequence", "body", "signature"), rows) != len(rows):
+        raise IntegrityError(
+            "One of these numbers was given before: the sender's book, or its host's clock, is older than the database."
+        )
     return signed
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import redis
-from django.db import connection
+from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
 from agents import sending, services, speaking, tasks
+from agents.book import Book
 from agents.daemon import protocol
 from agents.models import BootSession, Command, CommandStatus, Envelope, HomeRestore, Order, SessionStatus, Verb
 from fleet import audit
@@ -190,6 +191,21 @@ def test_two_senders_at_once_make_one_envelope(transactional_db: None, keys: Pat
     command.refresh_from_db()
     assert command.status == CommandStatus.SENT
     assert opened(command, keys).sequence == command.envelope.sequence
+
+
+def test_a_number_that_was_given_before_is_given_to_nobody(
+    world: World, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The book was lost, and the clock set back."""
+    boot(client)
+    first = sent(ordered(world, client))
+    Command.objects.update(status=CommandStatus.SUCCEEDED)
+    monkeypatch.setattr(Book, "note", lambda *_: first.envelope.sequence)
+    second = ordered(world, client)
+    with pytest.raises(IntegrityError, match="was given before"), transaction.atomic():
+        tasks.send_order(str(second.order_id))
+    second.refresh_from_db()
+    assert (second.status, signed(second)) == (CommandStatus.QUEUED, False)
 
 
 def test_a_task_delivered_twice_changes_nothing(world: World, client: Client) -> None:
