@@ -135,8 +135,9 @@ def test_what_is_taken_back_while_it_is_signed_is_not_done(room: Hall, pc: PC, m
         room.cancel(pc)
         return sign(*args)
 
-    monkeypatch.setattr(speaking, "sign", late)
-    command = ordered(room, Verb.CYCLE)
+    with monkeypatch.context() as patch:  # over before the room takes its own patch of it away
+        patch.setattr(speaking, "sign", late)
+        command = ordered(room, Verb.CYCLE)
     assert len(room.notary.signed) == 1
     room.passes(8)
     assert fate(room, command) == (CommandStatus.CANCELLED, 0)

@@ -29,6 +29,7 @@ class Console:
         self._read_to = 0  # of text; what wait_for has seen
         self._text = ""
         self._shell = False
+        self._ended = False  # nothing more comes
         self._socket = socket.socket(socket.AF_UNIX)
         connect(self._socket, path, 10.0)
         self._thread = threading.Thread(target=self._read, args=(log,), name="lab-console", daemon=True)
@@ -56,7 +57,7 @@ class Console:
                     self._read_to = match.end()
                     return match
                 left = deadline - time.monotonic()
-                if left <= 0 or not self._alive():
+                if left <= 0 or (self._ended and not self._alive()):  # what a PC said last is read after it went off
                     why = "is off" if left > 0 else f"did not say it within {timeout_s:g} s"
                     tail = "\n".join(self._text.splitlines()[-25:])
                     raise LabError(f"Waiting for /{pattern}/: the PC {why}. Its last lines:\n{tail}")
@@ -104,6 +105,7 @@ class Console:
                     self._take()
                     self._came.notify_all()
         with self._came:
+            self._ended = True
             self._came.notify_all()
 
     def _take(self) -> None:
